@@ -1,0 +1,79 @@
+"""UNIT: one vision encoder that recognises pictures and reads text.
+
+This folder is what the Hub gets beside the weights: flat files, relative imports. Importing it registers UNIT's classes with
+transformers' Auto classes, so that `AutoModel.from_pretrained` needs no `trust_remote_code` where the package is installed.
+"""
+
+from pathlib import Path
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForPreTraining,
+    AutoProcessor,
+)
+
+from .configuration_unit import UnitConfig, UnitConnectorConfig, UnitVisionConfig, UnitVisionDecoderConfig
+from .encoder_unit import UnitVisionModel
+from .image_processing_unit import UnitImageProcessor
+from .modeling_unit import (
+    UnitCausalLMOutput,
+    UnitForConditionalGeneration,
+    UnitForPreTraining,
+    UnitForPreTrainingOutput,
+    UnitImageFeatures,
+    UnitModel,
+    UnitVisionDecoder,
+)
+from .processing_unit import UnitProcessor
+
+
+__all__ = [
+    "UnitCausalLMOutput",
+    "UnitConfig",
+    "UnitConnectorConfig",
+    "UnitForConditionalGeneration",
+    "UnitForPreTraining",
+    "UnitForPreTrainingOutput",
+    "UnitImageFeatures",
+    "UnitImageProcessor",
+    "UnitModel",
+    "UnitProcessor",
+    "UnitVisionConfig",
+    "UnitVisionDecoder",
+    "UnitVisionDecoderConfig",
+    "UnitVisionModel",
+    "shipped_checkpoint",
+]
+
+
+def shipped_checkpoint(name: str = "unit-tiny") -> Path:
+    """Folder of a checkpoint that ships with the package.
+
+    Raises:
+        FileNotFoundError: naming those that ship.
+    """
+    root = Path(__file__).parent / "checkpoints"
+    folder = root / name
+    if not (folder / "config.json").is_file():
+        shipped = sorted(path.parent.name for path in root.glob("*/config.json"))
+        raise FileNotFoundError(f"No checkpoint {name!r} ships with this package; there are: {', '.join(shipped) or 'none'}.")
+    return folder
+
+
+def _register() -> None:
+    for config in (UnitConfig, UnitVisionConfig, UnitVisionDecoderConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModel.register(UnitConfig, UnitModel, exist_ok=True)
+    AutoModel.register(UnitVisionConfig, UnitVisionModel, exist_ok=True)
+    AutoModel.register(UnitVisionDecoderConfig, UnitVisionDecoder, exist_ok=True)
+    AutoModelForImageTextToText.register(UnitConfig, UnitForConditionalGeneration, exist_ok=True)
+    AutoModelForPreTraining.register(UnitConfig, UnitForPreTraining, exist_ok=True)
+    AutoImageProcessor.register(UnitConfig, slow_image_processor_class=UnitImageProcessor, exist_ok=True)
+    AutoImageProcessor.register(UnitVisionConfig, slow_image_processor_class=UnitImageProcessor, exist_ok=True)
+    AutoProcessor.register(UnitConfig, UnitProcessor, exist_ok=True)
+
+
+_register()

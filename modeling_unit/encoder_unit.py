@@ -1,0 +1,410 @@
+"""UNIT's encoder: a pre-norm vision transformer with cropped position embeddings (CPE) for any height and width.
+
+Shapes: B images, H x W pixels, P patch side, rows = H / P, cols = W / P, N = rows * cols patch tokens, D width,
+S = prefix tokens (class tokens and registers) inside the encoder. The output holds one prefix token: the first.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+
+from .configuration_unit import UnitVisionConfig
+
+
+def sincos_positions(side: int, width: int) -> torch.Tensor:
+    """Two-dimensional sine-cosine table, `(1, side * side, width)`: the start of the learned positions [ours].
+
+    The first half of the width encodes the row, the second the column, so a grid larger than those seen in training still
+    gets distinct positions.
+    """
+    quarter = max(1, width // 4)
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(quarter) / quarter)
+    angles = torch.arange(side)[:, None] * frequencies[None, :]  # (side, quarter)
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width / 2)
+    rows = line[:, None, :].expand(side, side, -1)
+    cols = line[None, :, :].expand(side, side, -1)
+    table = torch.cat([rows, cols], dim=-1).reshape(1, side * side, -1)
+    return F.pad(table, (0, width - table.shape[-1]))
+
+
+class UnitPatchEmbeddings(nn.Module):
+    """Pixels to tokens: linear patch embedding, cropped positions, prefix tokens in front."""
+
+    def __init__(self, config: UnitVisionConfig):
+        super().__init__()
+        self.config = config
+        side = config.position_side
+        self.projection = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size, bias=False)
+        self.position_embedding = nn.Parameter(torch.zeros(1, side * side, config.hidden_size))
+        self.prefix_tokens = nn.Parameter(torch.zeros(config.num_prefix_tokens, config.hidden_size))
+        # Refilled in `_init_weights`: buffers made here do not survive loading on the meta device
+        self.register_buffer("pixel_mean", torch.zeros(config.num_channels, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.ones(config.num_channels, 1, 1), persistent=False)
+
+    def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(B, C, H, W) -> (B, rows * cols, C * P * P)`, each patch flattened as channel, row, column [code]."""
+        batch, channels, height, width = pixel_values.shape
+        patch = self.config.patch_size
+        patches = pixel_values.reshape(batch, channels, height // patch, patch, width // patch, patch)
+        return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch * patch)
+
+    def positions(self, rows: int, cols: int) -> torch.Tensor:
+        """Positions of a grid at evaluation, `(rows * cols, D)` [code].
+
+        The table itself when the grid has its size. Otherwise, if the nominal input size is not the size that the table
+        covers, the table is resized to the longer side squared and its top-left corner taken; if it is, the corner is
+        taken as it is and resized only where the grid outgrows the table.
+        """
+        side, width = self.config.position_side, self.config.hidden_size
+        table = self.position_embedding
+        if rows == cols == side:
+            return table[0]
+        grid = table.reshape(1, side, side, width).permute(0, 3, 1, 2)  # (1, D, side, side)
+        covers = side * self.config.patch_size
+        if self.config.image_size != covers:
+            longer = max(rows, cols)
+            grid = self._resize(grid, longer, longer)[..., :rows, :cols]
+        else:
+            grid = grid[..., :rows, :cols]
+            if grid.shape[-2:] != (rows, cols):
+                grid = self._resize(grid, rows, cols)
+        return grid.permute(0, 2, 3, 1).reshape(rows * cols, width)
+
+    @staticmethod
+    def _resize(grid: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+        resized = F.interpolate(grid.float(), size=(rows, cols), mode="bilinear", align_corners=True)
+        return resized.to(grid.dtype)
+
+    def cropped_positions(self, shapes: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+        """Positions in training, `(B, rows * cols, D)`: a random crop of the table stretched over each image's grid [code].
+
+        `shapes` `(B, 2)`: each image's own rows and columns inside the padded grid. The crop's side share is drawn from
+        `cpe_min_scale` to 1 and its aspect from `cpe_aspect`, no side longer than the table. Random numbers come from
+        torch's global generator, which the Trainer seeds.
+        """
+        config = self.config
+        side, width = config.position_side, config.hidden_size
+        device, batch = self.position_embedding.device, shapes.shape[0]
+        scale = torch.empty(batch, 1, device=device).uniform_(config.cpe_min_scale, 1.0)
+        low, high = (math.log(value) for value in config.cpe_aspect)
+        aspect = torch.empty(batch, 1, device=device).uniform_(low, high).exp()
+        extent = torch.cat([scale / aspect, scale * aspect], dim=1).clamp(max=1.0)  # (B, 2): rows', columns' share
+        start = torch.rand(batch, 2, device=device) * (1.0 - extent)
+        step = extent / (shapes.to(device) - 1).clamp(min=1)
+        y = start[:, :1] + step[:, :1] * torch.arange(rows, device=device)  # (B, rows)
+        x = start[:, 1:] + step[:, 1:] * torch.arange(cols, device=device)  # (B, cols)
+        points = torch.stack(
+            [x[:, None, :].expand(-1, rows, -1), y[:, :, None].expand(-1, -1, cols)], dim=-1
+        )  # (B, rows, cols, 2)
+        grid = self.position_embedding.reshape(1, side, side, width).permute(0, 3, 1, 2).float()
+        sampled = F.grid_sample(
+            grid.expand(batch, -1, -1, -1), points * 2 - 1, mode="bilinear", padding_mode="zeros", align_corners=True
+        )
+        return sampled.permute(0, 2, 3, 1).reshape(batch, rows * cols, width).to(self.position_embedding.dtype)
+
+    def forward(self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None) -> torch.Tensor:
+        """`(B, C, H, W) -> (B, S + N, D)`. `spatial_shapes` `(B, 2)`: rows and columns of each image in a padded batch."""
+        config = self.config
+        batch, _, height, width = pixel_values.shape
+        rows, cols = height // config.patch_size, width // config.patch_size
+        if config.normalize_pixels:
+            pixel_values = (pixel_values - self.pixel_mean.to(pixel_values)) / self.pixel_std.to(pixel_values)
+        patches = self.patchify(pixel_values)
+        if config.patch_embed_float32:
+            with torch.autocast(device_type=pixel_values.device.type, enabled=False):
+                tokens = F.linear(patches.float(), self.projection.weight.float()).to(self.projection.weight.dtype)
+        else:
+            tokens = self.projection(patches.to(self.projection.weight.dtype))
+
+        if self.training and config.cpe_crop:
+            shapes = spatial_shapes if spatial_shapes is not None else torch.tensor([[rows, cols]]).expand(batch, 2)
+            positions = self.cropped_positions(shapes, rows, cols)
+        elif spatial_shapes is None:
+            positions = self.positions(rows, cols)
+        else:
+            positions = self._positions_of_padded(spatial_shapes, rows, cols)
+        if self.training and config.cpe_drop_prob > 0:
+            keep = torch.rand(batch, 1, 1, device=tokens.device) >= config.cpe_drop_prob
+            positions = positions * keep.to(positions.dtype)
+        tokens = tokens + positions
+        prefix = self.prefix_tokens.to(tokens.dtype).unsqueeze(0).expand(batch, -1, -1)
+        return torch.cat([prefix, tokens], dim=1)
+
+    def _positions_of_padded(self, spatial_shapes: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+        """Each image's own positions in the top-left corner of the padded grid, `(B, rows * cols, D)`."""
+        shapes = [tuple(shape) for shape in spatial_shapes.tolist()]
+        absolute = self.config.image_size == self.config.position_side * self.config.patch_size
+        if absolute and max(rows, cols) <= self.config.position_side:
+            return self.positions(rows, cols)  # a crop: the same for every image, padding or not
+        known = {}
+        for own_rows, own_cols in set(shapes):
+            grid = self.positions(own_rows, own_cols).reshape(own_rows, own_cols, -1)
+            known[own_rows, own_cols] = F.pad(grid, (0, 0, 0, cols - own_cols, 0, rows - own_rows)).flatten(0, 1)
+        return torch.stack([known[shape] for shape in shapes])
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention that can return its weights; the form that transformers' attention interface asks for."""
+    weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    dropped = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(dropped, value).transpose(1, 2).contiguous(), weights
+
+
+class UnitAttention(nn.Module):
+    """Multi-head self-attention over all tokens; `qkv` and `proj` are the names that LoRA presets look for."""
+
+    is_causal = False
+
+    def __init__(self, config: UnitVisionConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        batch, tokens, width = hidden_states.shape
+        qkv = self.qkv(hidden_states).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, D / heads)
+        attend = eager_attention_forward
+        if self.config._attn_implementation != "eager":
+            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        attended, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            is_causal=False,
+        )
+        return self.proj(attended.reshape(batch, tokens, width)), weights
+
+
+class UnitMLP(nn.Module):
+    def __init__(self, config: UnitVisionConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states):
+        return self.fc2(self.act(self.fc1(hidden_states)))
+
+
+class UnitBlock(GradientCheckpointingLayer):
+    """Pre-norm transformer block, no layer scale [code]."""
+
+    def __init__(self, config: UnitVisionConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = UnitAttention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = UnitMLP(config)
+
+    def forward(self, hidden_states, attention_mask=None):
+        attended, weights = self.attn(self.norm1(hidden_states), attention_mask)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.norm2(hidden_states)), weights
+
+
+class UnitPreTrainedModel(PreTrainedModel):
+    """What all UNIT models share: initialisation, attention back ends, gradient checkpointing."""
+
+    config_class = UnitVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["UnitBlock"]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """Linear: truncated normal 0.02, bias 0. LayerNorm: 1 and 0. Positions: sine-cosine. Prefix tokens: normal 0.02."""
+        std = getattr(self.config, "initializer_range", 0.02)
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, UnitPatchEmbeddings):
+            config = module.config
+            table = sincos_positions(config.position_side, config.hidden_size) * std
+            init.copy_(module.position_embedding, table.to(module.position_embedding.dtype))
+            init.normal_(module.prefix_tokens, mean=0.0, std=std)
+            init.copy_(module.pixel_mean, torch.tensor(config.image_mean).view(-1, 1, 1))
+            init.copy_(module.pixel_std, torch.tensor(config.image_std).view(-1, 1, 1))
+
+
+class UnitVisionModel(UnitPreTrainedModel):
+    """UNIT's encoder: features of a picture or a page at any size.
+
+    Example:
+
+    ```python
+    >>> model = AutoModel.from_pretrained("path/to/encoder", trust_remote_code=True)
+    >>> features = model(pixel_values).last_hidden_state  # (B, 1 + rows * cols, D)
+    ```
+    """
+
+    config_class = UnitVisionConfig
+    # so that `UnitVisionModel.from_pretrained` also finds the encoder inside a full checkpoint
+    base_model_prefix = "vision_model"
+    _keys_to_ignore_on_load_unexpected = [r"^(connector|language_model|vision_decoder|visual_projection|character_head)\."]
+
+    def __init__(self, config: UnitVisionConfig):
+        super().__init__(config)
+        self.embeddings = UnitPatchEmbeddings(config)
+        self.blocks = nn.ModuleList([UnitBlock(config) for _ in range(config.num_hidden_layers)])
+        self.norm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.use_final_norm else nn.Identity()
+        )
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.projection
+
+    def check_inputs(self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None) -> None:
+        """Raise `ValueError` for pixels that the encoder cannot take."""
+        config = self.config
+        if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4:
+            shape = tuple(pixel_values.shape) if hasattr(pixel_values, "shape") else type(pixel_values).__name__
+            raise ValueError(f"pixel_values must be a tensor (batch, {config.num_channels}, height, width), got {shape}.")
+        channels, height, width = pixel_values.shape[1:]
+        if channels != config.num_channels:
+            raise ValueError(f"pixel_values has {channels} channels, the model takes {config.num_channels}.")
+        patch = config.patch_size
+        if height % patch or width % patch or not height or not width:
+            raise ValueError(
+                f"The image is {height} x {width} pixels; height and width must be multiples of the patch size {patch}. "
+                "Use the model's image processor, or resize or pad the image."
+            )
+        if spatial_shapes is not None:
+            rows, cols = height // patch, width // patch
+            if spatial_shapes.shape != (pixel_values.shape[0], 2):
+                raise ValueError(
+                    f"spatial_shapes must be (batch, 2), rows and columns in patches; got {tuple(spatial_shapes.shape)} "
+                    f"for a batch of {pixel_values.shape[0]}."
+                )
+            limit = torch.tensor([rows, cols], device=spatial_shapes.device)
+            if bool((spatial_shapes > limit).any() or (spatial_shapes < 1).any()):
+                raise ValueError(f"spatial_shapes must lie between 1 and the padded grid {rows} x {cols}.")
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        spatial_shapes: torch.Tensor | None = None,
+        output_hidden_states: bool | int | list | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling | tuple:
+        """
+        Args:
+            pixel_values: `(B, 3, H, W)`, normalised as the image processor does (or in [0, 1] with `normalize_pixels`).
+                Cast to the model's dtype here. H and W are multiples of the patch size.
+            spatial_shapes: `(B, 2)`, rows and columns in patches of each image, for a batch padded at the bottom and right
+                to one size; the padding is masked out, and its tokens in the output are zero.
+            output_hidden_states: anything but `None` and `False` (transformers' LLaVA passes a layer's number or a list)
+                returns the input of the first block and the output of every block, before the final norm.
+            output_attentions: returns the attention weights `(B, heads, S + N, S + N)` of every block, registers included;
+                the attention is then computed by the eager implementation.
+
+        Returns:
+            `last_hidden_state` `(B, 1 + N, D)`: class token, then patch tokens row by row, after the final norm;
+            `pooler_output` `(B, D)`.
+
+        Raises:
+            ValueError: for pixels of a wrong shape.
+        """
+        self.check_inputs(pixel_values, spatial_shapes)
+        config = self.config
+        wants_hidden = output_hidden_states if output_hidden_states is not None else config.output_hidden_states
+        wants_hidden = wants_hidden is not None and wants_hidden is not False
+        wants_attentions = config.output_attentions if output_attentions is None else output_attentions
+        return_dict = config.return_dict if return_dict is None else return_dict
+        implementation = config._attn_implementation
+        if wants_attentions and implementation != "eager":
+            config._attn_implementation = "eager"
+        try:
+            hidden_states = self.embeddings(pixel_values.to(self.dtype), spatial_shapes)
+            patch_mask = self._patch_mask(pixel_values, spatial_shapes)  # (B, N) or None
+            attention_mask = None
+            if patch_mask is not None:
+                ones = patch_mask.new_ones(patch_mask.shape[0], config.num_prefix_tokens)
+                attention_mask = create_bidirectional_mask(
+                    config=config,
+                    inputs_embeds=hidden_states,
+                    attention_mask=torch.cat([ones, patch_mask], dim=1),
+                )
+            all_hidden, all_attentions = [], []
+            for block in self.blocks:
+                if wants_hidden:
+                    all_hidden.append(self._output_tokens(hidden_states))
+                hidden_states, weights = block(hidden_states, attention_mask)
+                if wants_attentions:
+                    all_attentions.append(weights)
+        finally:
+            config._attn_implementation = implementation
+        output = self._output_tokens(hidden_states)
+        if wants_hidden:
+            all_hidden.append(output)
+        output = self.norm(output)
+        if patch_mask is not None:
+            output = torch.cat([output[:, :1], output[:, 1:] * patch_mask.unsqueeze(-1).to(output.dtype)], dim=1)
+        result = BaseModelOutputWithPooling(
+            last_hidden_state=output,
+            pooler_output=self._pool(output, patch_mask),
+            hidden_states=tuple(all_hidden) if wants_hidden else None,
+            attentions=tuple(all_attentions) if wants_attentions else None,
+        )
+        return result if return_dict else result.to_tuple()
+
+    def _output_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(B, S + N, D) -> (B, 1 + N, D)`: the first class token and the patch tokens [code]."""
+        prefix = self.config.num_prefix_tokens
+        if prefix == 1:
+            return hidden_states
+        return torch.cat([hidden_states[:, :1], hidden_states[:, prefix:]], dim=1)
+
+    def _patch_mask(self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None) -> torch.Tensor | None:
+        """True where a patch token belongs to the image, `(B, N)`; `None` when nothing is padded."""
+        if spatial_shapes is None:
+            return None
+        rows, cols = (size // self.config.patch_size for size in pixel_values.shape[-2:])
+        spatial_shapes = spatial_shapes.to(pixel_values.device)
+        if bool((spatial_shapes == spatial_shapes.new_tensor([rows, cols])).all()):
+            return None
+        row_mask = torch.arange(rows, device=pixel_values.device)[None, :] < spatial_shapes[:, :1]  # (B, rows)
+        col_mask = torch.arange(cols, device=pixel_values.device)[None, :] < spatial_shapes[:, 1:]  # (B, cols)
+        return (row_mask[:, :, None] & col_mask[:, None, :]).flatten(1)
+
+    def _pool(self, output: torch.Tensor, patch_mask: torch.Tensor | None) -> torch.Tensor:
+        if self.config.pooling == "cls":
+            return output[:, 0]
+        if patch_mask is None:
+            return output[:, 1:].mean(dim=1)
+        counts = patch_mask.sum(dim=1, keepdim=True).to(output.dtype)
+        return output[:, 1:].sum(dim=1) / counts

@@ -1,0 +1,244 @@
+"""Images to pixels for UNIT: any size and aspect, natural pictures and documents each at their own scale."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .configuration_unit import CLIP_MEAN, CLIP_STD
+
+
+KINDS = ("natural", "document")
+
+
+def to_rgb(image: Any) -> Image.Image:
+    """A PIL image, an array `(H, W)`, `(H, W, C)` or `(C, H, W)` of uint8 or of floats in [0, 1], or a tensor, as RGB.
+
+    EXIF rotation is applied, transparency composited on white, 16 bits scaled to 8.
+
+    Raises:
+        ValueError: for anything else, with the type or shape that was given.
+    """
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu().float().numpy() if image.dtype == torch.bfloat16 else image.detach().cpu().numpy()
+    if isinstance(image, np.ndarray):
+        image = _array_to_pil(image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            f"An image must be a PIL image, a numpy array or a tensor, got {type(image).__name__}. "
+            "Open files with PIL.Image.open first."
+        )
+    if image.getexif().get(0x0112, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float32)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(paper, image)
+    return image.convert("RGB")
+
+
+def _array_to_pil(array: np.ndarray) -> Image.Image:
+    shape = array.shape
+    if array.ndim == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in shape:
+        raise ValueError(f"An image array must be (H, W), (H, W, 3 or 4) or (3 or 4, H, W), got {shape}.")
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    elif np.issubdtype(array.dtype, np.floating):
+        if array.size and (array.min() < -1e-3 or array.max() > 1.0 + 1e-3):
+            raise ValueError(
+                f"A float image must hold values in [0, 1], got {array.min():.3g} to {array.max():.3g}. "
+                "Pass 0-255 images as uint8."
+            )
+        array = np.round(np.clip(array, 0, 1) * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        array = np.clip(array, 0, 255).astype(np.uint8)
+    return Image.fromarray(array)
+
+
+class UnitImageProcessor(BaseImageProcessor):
+    """Resizes, pads and normalises images of any size for UNIT.
+
+    Two kinds of image, two base scales [paper]: natural pictures at x1, documents at x4. "x4" is ambiguous in the paper (side
+    or area): `scale_as` decides.
+
+    * natural: resized, aspect kept, to the area of the scale (x1: `base_size` squared), sides rounded to whole patches.
+    * document: never enlarged; shrunk only if larger than the area of the scale or wider or higher than `max_side`;
+      padded at the bottom and right to whole patches with the colour of its border.
+
+    Images of a batch may differ in size: smaller ones are padded with zeros (after normalisation) and `spatial_shapes` says
+    what belongs to each.
+
+    Args:
+        patch_size: side of a patch in pixels.
+        base_size: side in pixels of a square image at x1 (paper: 224).
+        scale_factor: what x4 means, 4.
+        scale_as: `"side"` (x4 of 224 is 896) or `"area"` (448).
+        max_side: longest side in pixels that the encoder's positions cover.
+        image_mean, image_std: channel statistics for pixels in [0, 1].
+        do_normalize: off for encoders that normalise inside (`normalize_pixels`).
+    """
+
+    model_input_names = ["pixel_values", "spatial_shapes"]
+
+    def __init__(
+        self,
+        patch_size: int = 14,
+        base_size: int = 224,
+        scale_factor: int = 4,
+        scale_as: str = "side",
+        max_side: int = 2048,
+        image_mean: Sequence[float] = CLIP_MEAN,
+        image_std: Sequence[float] = CLIP_STD,
+        do_normalize: bool = True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if scale_as not in ("side", "area"):
+            raise ValueError(f'scale_as must be "side" or "area", got {scale_as!r}.')
+        if base_size < patch_size or max_side < patch_size:
+            raise ValueError(
+                f"base_size ({base_size}) and max_side ({max_side}) must be at least patch_size ({patch_size})."
+            )
+        self.patch_size = patch_size
+        self.base_size = base_size
+        self.scale_factor = scale_factor
+        self.scale_as = scale_as
+        self.max_side = max_side
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.do_normalize = do_normalize
+
+    def area(self, scale: int | None = None) -> int:
+        """Pixels of an image at a scale: 1 for x1, `scale_factor` for x4."""
+        scale = 1 if scale is None else scale
+        factor = scale if self.scale_as == "area" else scale * scale
+        return self.base_size * self.base_size * factor
+
+    @property
+    def document_area(self) -> int:
+        """Most pixels of a document read in one go (x4)."""
+        return self.area(self.scale_factor)
+
+    @property
+    def max_width(self) -> int:
+        return self.max_side
+
+    def grid_for(self, width: int, height: int, kind: str, scale: int) -> tuple[int, int]:
+        """Rows and columns in patches that an image of this size gets."""
+        patch, most = self.patch_size, self.max_side // self.patch_size
+        budget = max(1, self.area(scale) // (patch * patch))
+        if kind == "natural":
+            ideal = math.sqrt(budget * height / width)
+            rows = min(max(1, round(ideal)), most, budget)
+            cols = min(max(1, round(budget / rows)), most, max(1, budget // rows))
+            return rows, cols
+        width, height = self._document_size(width, height, scale)
+        return math.ceil(height / patch), math.ceil(width / patch)
+
+    def _document_size(self, width: int, height: int, scale: int) -> tuple[int, int]:
+        """Size in pixels after shrinking, before padding; the padded size keeps within the budget of patches."""
+        patch = self.patch_size
+        budget, most = max(1, self.area(scale) // (patch * patch)), self.max_side // patch
+        factor = 1.0
+        while True:
+            new_width, new_height = max(1, round(width * factor)), max(1, round(height * factor))
+            rows, cols = math.ceil(new_height / patch), math.ceil(new_width / patch)
+            if rows <= most and cols <= most and rows * cols <= budget:
+                return new_width, new_height
+            wanted = min(1.0, most / rows, most / cols, math.sqrt(budget / (rows * cols)))
+            factor *= min(wanted, 0.99)
+            # a strip thinner than a patch cannot shrink below one patch: give up its length instead
+            if new_width == 1 or new_height == 1:
+                return min(new_width, most * patch, budget * patch), min(new_height, most * patch, budget * patch)
+
+    def resize(self, image: Image.Image, kind: str, scale: int) -> Image.Image:
+        """An RGB image whose sides are whole patches."""
+        patch = self.patch_size
+        if kind == "natural":
+            rows, cols = self.grid_for(image.width, image.height, kind, scale)
+            return image.resize((cols * patch, rows * patch), Image.Resampling.BICUBIC)
+        size = self._document_size(image.width, image.height, scale)
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.LANCZOS)
+        rows, cols = math.ceil(image.height / patch), math.ceil(image.width / patch)
+        if (cols * patch, rows * patch) == image.size:
+            return image
+        padded = Image.new("RGB", (cols * patch, rows * patch), border_colour(image))
+        padded.paste(image, (0, 0))
+        return padded
+
+    def __call__(self, images: Any, **kwargs) -> BatchFeature:
+        return self.preprocess(images, **kwargs)
+
+    def preprocess(
+        self,
+        images: Any,
+        kind: str = "natural",
+        scale: int | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs,
+    ) -> BatchFeature:
+        """
+        Args:
+            images: one image or a list of them; see [`to_rgb`].
+            kind: `"natural"` or `"document"`.
+            scale: 1 or `scale_factor`; by default 1 for natural pictures and `scale_factor` for documents [paper].
+
+        Returns:
+            `pixel_values` `(B, 3, H, W)` float32 and `spatial_shapes` `(B, 2)` (rows, columns in patches).
+
+        Raises:
+            ValueError: unknown kind or scale, something that is no image.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, got {kind!r}.")
+        if scale is None:
+            scale = 1 if kind == "natural" else self.scale_factor
+        if scale not in (1, self.scale_factor):
+            raise ValueError(f"scale must be 1 or {self.scale_factor}, got {scale!r}.")
+        if not isinstance(images, (list, tuple)):
+            batched = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
+            images = list(images) if batched else [images]
+        if not images:
+            raise ValueError("No image was given.")
+        pixels = [self.normalize(self.resize(to_rgb(image), kind, scale)) for image in images]
+        return BatchFeature(pad_batch(pixels, self.patch_size), tensor_type=return_tensors)
+
+    def normalize(self, image: Image.Image) -> np.ndarray:
+        """RGB image to float32 `(3, H, W)`, normalised by `image_mean` and `image_std`."""
+        array = np.asarray(image, dtype=np.float32) * np.float32(1 / 255)
+        if self.do_normalize:
+            array = (array - np.float32(self.image_mean)) / np.float32(self.image_std)
+        return np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def border_colour(image: Image.Image) -> tuple[int, int, int]:
+    """Median colour of an RGB image's outermost pixels: the paper's, as a rule."""
+    array = np.asarray(image)
+    border = np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]])
+    red, green, blue = (int(value) for value in np.median(border, axis=0))
+    return red, green, blue
+
+
+def pad_batch(pixels: list[np.ndarray], patch_size: int) -> dict[str, np.ndarray]:
+    """Arrays `(3, H, W)` of whole patches to one batch: `pixel_values` padded with zeros and `spatial_shapes`."""
+    height = max(array.shape[1] for array in pixels)
+    width = max(array.shape[2] for array in pixels)
+    batch = np.zeros((len(pixels), pixels[0].shape[0], height, width), dtype=np.float32)
+    for row, array in zip(batch, pixels):
+        row[:, : array.shape[1], : array.shape[2]] = array
+    shapes = np.array([[array.shape[1] // patch_size, array.shape[2] // patch_size] for array in pixels], dtype=np.int64)
+    return {"pixel_values": batch, "spatial_shapes": shapes}

@@ -1,0 +1,447 @@
+"""UNIT's task models: encoder, connector, language decoder, vision decoder, and the joint losses.
+
+Shapes: B images, N patch tokens, D the encoder's width, T text positions, V vocabulary, K visual tokens, S prefix tokens of
+the encoder's output (1 for UNIT and CLIP).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
+
+from .configuration_unit import PREFIX_TOKENS, UnitConfig, UnitVisionConfig, UnitVisionDecoderConfig
+from .connector_unit import CONNECTORS, UnitQFormerConnector
+from .encoder_unit import UnitPreTrainedModel, UnitVisionModel
+
+
+@dataclass
+class UnitImageFeatures(ModelOutput):
+    """What the encoder and the connector make of a batch of images.
+
+    Args:
+        prefix: `(B, S, D)`, class and register tokens in the encoder's output.
+        patches: `(B, N, D)`, patch tokens row by row, zero where padded.
+        patch_mask: `(B, N)`, True where a patch belongs to its image.
+        grid: `(rows, cols)` of the padded batch.
+        visual_tokens: `(B, K, E)`, prefix for the language decoder.
+        visual_mask: `(B, K)`, True where a visual token belongs to its image.
+    """
+
+    prefix: torch.FloatTensor | None = None
+    patches: torch.FloatTensor | None = None
+    patch_mask: torch.BoolTensor | None = None
+    grid: tuple[int, int] | None = None
+    visual_tokens: torch.FloatTensor | None = None
+    visual_mask: torch.BoolTensor | None = None
+
+
+@dataclass
+class UnitCausalLMOutput(ModelOutput):
+    """Output of [`UnitForConditionalGeneration`].
+
+    Args:
+        loss: `L_lan`, mean cross-entropy in nats over the labelled positions, when labels are given.
+        logits: `(B, T, V)`.
+        past_key_values: the decoder's cache.
+        hidden_states, attentions: the decoder's, on request.
+        image_features: [`UnitImageFeatures`], when images were encoded in this call.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+    image_features: UnitImageFeatures | None = None
+
+
+@dataclass
+class UnitForPreTrainingOutput(UnitCausalLMOutput):
+    """Output of [`UnitForPreTraining`].
+
+    Args:
+        loss: `L_lan + vision_weight * L_vis`, whichever of the two could be computed.
+        language_loss: `L_lan`.
+        vision_loss: `L_vis`, mean over the sampled tokens of `L_cos + mu * L_1`.
+        vision_cosine, vision_l1: its two parts before weighting, for the log.
+    """
+
+    language_loss: torch.FloatTensor | None = None
+    vision_loss: torch.FloatTensor | None = None
+    vision_cosine: torch.FloatTensor | None = None
+    vision_l1: torch.FloatTensor | None = None
+
+
+class UnitVisionDecoder(UnitPreTrainedModel):
+    """The vision decoder `f_pi` [paper]: a two-layer MLP with GELU from the encoder's tokens to the teacher's features."""
+
+    config_class = UnitVisionDecoderConfig
+    base_model_prefix = "vision_decoder"
+    main_input_name = "hidden_states"
+
+    def __init__(self, config: UnitVisionDecoderConfig):
+        super().__init__(config)
+        self.fc1 = nn.Linear(config.input_size, config.hidden_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.hidden_size, config.output_size)
+        self.post_init()
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        """`(..., D) -> (..., teacher's width)`."""
+        return self.fc2(self.act(self.fc1(hidden_states)))
+
+
+def vision_reconstruction_loss(
+    predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None, l1_weight: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`L_vis = L_cos + mu * L_1` averaged over the tokens in `mask` [paper: the sum over C; the mean is ours, so that the
+    weight does not depend on the size of C].
+
+    Args:
+        predicted, target: `(B, M, D)`; the target carries no gradient.
+        mask: `(B, M)`, True for the tokens of the random subset C; all when `None`.
+        l1_weight: mu. The paper does not state it.
+
+    Returns:
+        `L_vis`, its cosine part `mean(1 - cos)`, its L1 part (mean absolute difference over tokens and channels).
+    """
+    if predicted.shape != target.shape:
+        raise ValueError(
+            f"The vision decoder gives {tuple(predicted.shape)} and the teacher {tuple(target.shape)}: the teacher's width "
+            "and grid must match."
+        )
+    predicted, target = predicted.float(), target.detach().float()
+    cosine = 1.0 - F.cosine_similarity(predicted, target, dim=-1)  # (B, M)
+    l1 = (predicted - target).abs().mean(dim=-1)  # (B, M)
+    if mask is None:
+        cosine, l1 = cosine.mean(), l1.mean()
+    else:
+        weights = mask.to(cosine.dtype)
+        count = weights.sum().clamp(min=1.0)
+        cosine, l1 = (cosine * weights).sum() / count, (l1 * weights).sum() / count
+    return cosine + l1_weight * l1, cosine, l1
+
+
+def language_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
+    """`L_lan` in nats: position t predicts label t + 1; mean over the labels that are not `ignore_index`.
+
+    Args:
+        logits: `(B, T, V)`. labels: `(B, T)`.
+
+    Raises:
+        ValueError: when no label is left, or the shapes differ.
+    """
+    if logits.shape[:2] != labels.shape:
+        raise ValueError(f"labels must be {tuple(logits.shape[:2])} as the logits, got {tuple(labels.shape)}.")
+    targets = labels[:, 1:]
+    if not bool((targets != ignore_index).any()):
+        raise ValueError("All labels are masked: there is nothing to learn from in this batch. Check the label column.")
+    return F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), targets.flatten().to(logits.device), ignore_index=ignore_index
+    )
+
+
+class UnitComposedModel(UnitPreTrainedModel):
+    """Base of the models that a [`UnitConfig`] describes: holds the encoder and knows how to run any supported one."""
+
+    config_class = UnitConfig
+    base_model_prefix = ""
+    _no_split_modules = ["UnitBlock", "OPTDecoderLayer"]
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, UnitQFormerConnector):
+            init.normal_(module.queries, mean=0.0, std=self.config.initializer_range)
+
+    def _make_vision_model(self, config: UnitConfig) -> nn.Module:
+        if isinstance(config.vision_config, UnitVisionConfig):
+            return UnitVisionModel._from_config(config.vision_config)
+        return AutoModel.from_config(config.vision_config)
+
+    def encode(self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None = None):
+        """Run the encoder: prefix tokens `(B, S, D)`, patch tokens `(B, N, D)`, patch mask `(B, N)` or `None`, the grid.
+
+        Encoders of transformers take no mask: a padded batch is then run one size at a time and put together again.
+        """
+        vision_config = self.config.vision_config
+        patch = vision_config.patch_size
+        rows, cols = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
+        if isinstance(vision_config, UnitVisionConfig):
+            output = self.vision_model(pixel_values, spatial_shapes=spatial_shapes, return_dict=True)
+            mask = self.vision_model._patch_mask(pixel_values, spatial_shapes)
+            return output.last_hidden_state[:, :1], output.last_hidden_state[:, 1:], mask, (rows, cols)
+        prefix_count = PREFIX_TOKENS[vision_config.model_type](vision_config)
+        if spatial_shapes is None:
+            output = self._run_foreign(pixel_values)
+            return output[:, :prefix_count], output[:, prefix_count:], None, (rows, cols)
+        prefixes, patches, masks = [None] * len(pixel_values), [None] * len(pixel_values), []
+        shapes = [tuple(shape) for shape in spatial_shapes.tolist()]
+        for own_rows, own_cols in sorted(set(shapes)):
+            members = [index for index, shape in enumerate(shapes) if shape == (own_rows, own_cols)]
+            output = self._run_foreign(pixel_values[members, :, : own_rows * patch, : own_cols * patch])
+            grid = output[:, prefix_count:].unflatten(1, (own_rows, own_cols))
+            grid = F.pad(grid, (0, 0, 0, cols - own_cols, 0, rows - own_rows)).flatten(1, 2)
+            for place, index in enumerate(members):
+                prefixes[index], patches[index] = output[place, :prefix_count], grid[place]
+        for own_rows, own_cols in shapes:
+            mask = torch.zeros(rows, cols, dtype=torch.bool, device=pixel_values.device)
+            mask[:own_rows, :own_cols] = True
+            masks.append(mask.flatten())
+        return torch.stack(prefixes), torch.stack(patches), torch.stack(masks), (rows, cols)
+
+    def _run_foreign(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`last_hidden_state` of an encoder of transformers, positions interpolated where it knows how to."""
+        model = self.vision_model
+        kwargs = {}
+        if self.config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model", "vit"):
+            nominal = self.config.vision_config.image_size
+            kwargs["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != (nominal, nominal)
+        return model(pixel_values.to(model.dtype), return_dict=True, **kwargs).last_hidden_state
+
+
+class UnitModel(UnitComposedModel):
+    """The encoder of a full UNIT repository, with the encoder's own outputs: what `AutoModel` loads there."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^(connector|language_model|vision_decoder|visual_projection|character_head)\."]
+
+    def __init__(self, config: UnitConfig):
+        super().__init__(config)
+        self.vision_model = self._make_vision_model(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.get_input_embeddings()
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs):
+        """As the encoder's forward, which see."""
+        return self.vision_model(pixel_values, **kwargs)
+
+
+class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
+    """Encoder, connector and language decoder: reads and captions with `generate`.
+
+    `input_ids` hold as many image placeholders (`config.image_token_id`) as the image has visual tokens, then the prompt
+    of the task: [`UnitProcessor`] makes them.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^(vision_decoder|visual_projection|character_head)\."]
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+
+    def __init__(self, config: UnitConfig):
+        super().__init__(config)
+        self.vision_model = self._make_vision_model(config)
+        self.connector = CONNECTORS[config.connector_config.connector_type](config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self._add_training_parts(config)
+        self.post_init()
+
+    def _add_training_parts(self, config: UnitConfig) -> None:
+        """Parts that only pre-training has; made before `post_init` so that they are initialised and loaded alike."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None = None
+    ) -> UnitImageFeatures:
+        """Encode images and map them to visual tokens of the language decoder's width."""
+        prefix, patches, patch_mask, (rows, cols) = self.encode(pixel_values, spatial_shapes)
+        visual, visual_mask = self.connector(prefix, patches, rows, cols, patch_mask)
+        if patch_mask is None:
+            patch_mask = patches.new_ones(patches.shape[:2], dtype=torch.bool)
+        return UnitImageFeatures(
+            prefix=prefix,
+            patches=patches,
+            patch_mask=patch_mask,
+            grid=(rows, cols),
+            visual_tokens=visual,
+            visual_mask=visual_mask,
+        )
+
+    def _embed(self, input_ids: torch.Tensor, features: UnitImageFeatures | None) -> torch.Tensor:
+        """Token embeddings `(B, T, E)` with the placeholders replaced by visual tokens, image by image in order."""
+        placeholder = input_ids == self.config.image_token_id
+        # the placeholder's id may lie outside of the vocabulary: look up token 0 there, it is overwritten
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholder, 0))
+        if features is None:
+            if bool(placeholder.any()):
+                raise ValueError("input_ids hold image placeholders but no pixel_values were given.")
+            return embeds
+        wanted, given = int(placeholder.sum()), int(features.visual_mask.sum())
+        if wanted != given:
+            raise ValueError(
+                f"input_ids hold {wanted} image placeholders but the images have {given} visual tokens. Make both with "
+                "UnitProcessor, from the same configuration."
+            )
+        visual = features.visual_tokens[features.visual_mask].to(embeds.dtype)
+        return embeds.masked_scatter(placeholder.unsqueeze(-1), visual)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        spatial_shapes: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> UnitCausalLMOutput | tuple:
+        """
+        Args:
+            input_ids: `(B, T)`, placeholders, prompt, text.
+            pixel_values: `(B, 3, H, W)`; spatial_shapes: `(B, 2)` rows and columns of each image when padded.
+            attention_mask: `(B, T)`, 0 where `input_ids` are padding.
+            labels: `(B, T)`, -100 where nothing is to be learned (placeholders, prompt, padding). Position t predicts
+                label t + 1; the shift is done here.
+            logits_to_keep: only the last so many positions get logits; 0 is all.
+
+        Raises:
+            ValueError: placeholders and visual tokens differ in number; all labels are masked.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        features = None
+        if pixel_values is not None:
+            features = self.get_image_features(pixel_values, spatial_shapes)
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(input_ids, features)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            logits_to_keep=logits_to_keep,
+            return_dict=True,
+            **kwargs,
+        )
+        result = self._make_output(outputs, features, labels)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if return_dict else result.to_tuple()
+
+    def _make_output(self, outputs, features, labels) -> UnitCausalLMOutput:
+        return UnitCausalLMOutput(
+            loss=None if labels is None else language_loss(outputs.logits, labels),
+            logits=outputs.logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_features=features,
+        )
+
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, pixel_values=None, **kwargs):
+        """Images go in with the first step only; later steps find them in the cache."""
+        spatial_shapes = kwargs.pop("spatial_shapes", None)
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        if past_key_values is None or past_key_values.get_seq_length() == 0:
+            inputs["pixel_values"] = pixel_values
+            inputs["spatial_shapes"] = spatial_shapes
+        return inputs
+
+
+class UnitForPreTraining(UnitForConditionalGeneration):
+    """Everything that pre-training moves: [`UnitForConditionalGeneration`] with the vision decoder and the losses.
+
+    The teacher is not a part of the model: its features are an input. With `projection_dim`, the teacher's frozen
+    projection to a text tower's space sits behind the vision decoder. With `num_character_classes`, an auxiliary head
+    names the characters in each patch in early training [ours; off in the paper's recipes].
+    """
+
+    _keys_to_ignore_on_load_unexpected = None
+
+    def _add_training_parts(self, config: UnitConfig) -> None:
+        self.vision_decoder = UnitVisionDecoder._from_config(config.vision_decoder_config)
+        if config.projection_dim:
+            teacher_width = config.vision_decoder_config.output_size
+            self.visual_projection = nn.Linear(teacher_width, config.projection_dim, bias=False)
+        if config.num_character_classes:
+            slots = config.character_slots * config.num_character_classes
+            self.character_head = nn.Linear(config.vision_config.hidden_size, slots)
+
+    def reconstruct(self, features: UnitImageFeatures, grid: tuple[int, int] | None = None) -> torch.Tensor:
+        """The teacher's features as the vision decoder sees them, `(B, S + M, teacher's width)`.
+
+        `grid`: the teacher's rows and columns; a finer grid of the student is area-pooled to it [ours: a teacher trained at
+        x1 is unreliable at x4, so its target for a x4 image is what it sees at x1].
+        """
+        patches = features.patches
+        if grid is not None and tuple(grid) != tuple(features.grid):
+            rows, cols = features.grid
+            pooled = F.adaptive_avg_pool2d(
+                patches.transpose(1, 2).unflatten(2, (rows, cols)).float(), tuple(grid)
+            )  # (B, D, rows', cols')
+            patches = pooled.flatten(2).transpose(1, 2).to(patches.dtype)
+        return self.vision_decoder(torch.cat([features.prefix, patches], dim=1))
+
+    def get_projected_image_features(
+        self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Image embeddings in the text tower's space, `(B, projection_dim)`, of unit length.
+
+        Raises:
+            ValueError: when the model was trained without a text tower (`projection_dim` is 0).
+        """
+        if not self.config.projection_dim:
+            raise ValueError("This model has no projection to a text tower (config.projection_dim is 0).")
+        prefix, _, _, _ = self.encode(pixel_values, spatial_shapes)
+        return F.normalize(self.visual_projection(self.vision_decoder(prefix[:, 0])).float(), dim=-1)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        spatial_shapes: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        teacher_features: torch.FloatTensor | None = None,
+        teacher_grid: tuple[int, int] | None = None,
+        teacher_token_mask: torch.BoolTensor | None = None,
+        vision_weight: float = 1.0,
+        vision_l1_weight: float = 1.0,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> UnitForPreTrainingOutput | tuple:
+        """
+        As [`UnitForConditionalGeneration.forward`], and:
+
+        Args:
+            teacher_features: `(B, S + M, D')`, the frozen teacher's output for the same images. Without it, no `L_vis`.
+            teacher_grid: `(rows, cols)` with rows * cols = M, when the teacher saw the images at another scale.
+            teacher_token_mask: `(B, S + M)`, True for the random subset C of tokens [paper]; all by default.
+            vision_weight: lambda. vision_l1_weight: mu. The paper states neither.
+        """
+        output = super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            spatial_shapes=spatial_shapes,
+            attention_mask=attention_mask,
+            labels=labels,
+            return_dict=True,
+            **kwargs,
+        )
+        result = UnitForPreTrainingOutput(**output, language_loss=output.loss)
+        if teacher_features is not None:
+            predicted = self.reconstruct(output.image_features, teacher_grid)
+            result.vision_loss, result.vision_cosine, result.vision_l1 = vision_reconstruction_loss(
+                predicted, teacher_features, teacher_token_mask, vision_l1_weight
+            )
+            weighted = vision_weight * result.vision_loss
+            result.loss = weighted if output.loss is None else output.loss + weighted
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if return_dict else result.to_tuple()
