@@ -1,0 +1,967 @@
+# Copyright 2025 The UNIT authors. Licensed under the Apache License, Version 2.0.
+"""Cut the picture of a page into text lines, paragraphs and chunks small enough to read, by its white space.
+
+The encoder of a small UNIT reads a few lines at a time. This file finds them without any learned part: numpy and PIL only.
+
+    page, PIL image -> paper made white, ink dark, page made upright
+                    -> connected ink (glyphs); rules, frames and pictures dropped
+                    -> columns, left to right, wherever a vertical gutter of white runs between running text
+                    -> rows of glyphs, top to bottom, by recursive cuts along white space (an XY-cut on glyph boxes)
+                    -> `TextLine`s -> paragraphs, `TextBlock`s -> `Chunk`s of up to three lines that fit the reader's budget
+
+Every box is `(x0, y0, x1, y1)` in pixels with `x1`, `y1` exclusive. `u` in comments is the height of a lower-case x in pixels; all
+distances are multiples of it, so nothing depends on the resolution. No number here comes from the UNIT paper, which reads whole pages;
+all of them are ours, set on rendered pages of the training packages only.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from PIL import Image
+
+
+__all__ = ["Chunk", "LayoutSettings", "PageLayout", "TextBlock", "TextLine", "analyse_page", "find_blocks"]
+
+
+@dataclass(frozen=True)
+class LayoutSettings:
+    """What may be set about the cutting of a page. Lengths in `x_height` are pixels of the chunk that the model sees."""
+
+    x_height: float = 9.5  # x-height that each chunk is rescaled to
+    document_area: int = 65536  # most pixels of one chunk, after padding to whole patches
+    max_width: int = 1024  # widest chunk in pixels
+    patch_size: int = 16  # chunks are padded to a multiple of this
+    max_lines: int = 3  # most lines in a chunk
+    margin: float = 0.5  # paper left around the ink of a chunk, in x-heights
+    max_scale: float = 4.0  # most that small print is enlarged
+    analysis_area: int = 6_000_000  # pages of more pixels are looked at reduced, as long as their letters allow it
+    deskew: bool = True  # turn a page whose lines lean by up to 3 degrees
+
+    def __post_init__(self):
+        for name in ("x_height", "document_area", "max_width", "patch_size", "max_lines", "max_scale", "analysis_area"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"LayoutSettings.{name} must be above 0, got {getattr(self, name)!r}")
+        if self.margin < 0:
+            raise ValueError(f"LayoutSettings.margin must be at least 0, got {self.margin!r}")
+        if self.max_width < 4 * self.patch_size or self.document_area < 4 * self.patch_size**2:
+            raise ValueError("LayoutSettings: max_width and document_area must hold at least four patches")
+
+
+@dataclass
+class TextLine:
+    """One line of text, or one cell of a table's row."""
+
+    box: tuple  # (x0, y0, x1, y1) around the ink, pixels of `PageLayout.image`
+    x_height: float  # pixels of `PageLayout.image`
+    row: int = 0  # lines of one block with the same row stand side by side
+    glyphs: np.ndarray = field(default=None, repr=False, compare=False)  # indices into the page's connected pieces of ink
+
+
+@dataclass
+class TextBlock:
+    """A paragraph: lines of one column and one size, close together."""
+
+    box: tuple
+    lines: list
+
+
+@dataclass
+class Chunk:
+    """What is read at once: one to `max_lines` lines of one block, or a part of a line that is too wide."""
+
+    box: tuple  # around the ink, pixels of `PageLayout.image`
+    lines: list
+    block_index: int
+    x_height: float = 0.0  # median of its lines
+    scale: float = 1.0  # factor that brings `x_height` to the canonical one, less where the chunk would not fit
+    glyphs: np.ndarray = field(default=None, repr=False, compare=False)
+    part: int = 0  # number of the part, where one line was cut into several
+
+
+def find_blocks(image, settings=None):
+    """The paragraphs of `image` in reading order; `[]` for a blank page. See `analyse_page` for more than the boxes."""
+    return analyse_page(image, settings).blocks
+
+
+def analyse_page(image, settings=None):
+    """Cut a page.
+
+    Args:
+        image: `PIL.Image`, any mode, dark text on light paper or the reverse, from a single line to a whole page.
+        settings (`LayoutSettings`, *optional*).
+
+    Returns:
+        `PageLayout`, with no blocks if the page is blank.
+    """
+    settings = settings or LayoutSettings()
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"analyse_page takes a PIL image, got {type(image).__name__}; use open_image for files")
+    gray = image if image.mode == "L" else image.convert("L")
+    factor = max(1, math.ceil(math.sqrt(gray.width * gray.height / settings.analysis_area)))
+    layout = _analyse(gray if factor == 1 else gray.reduce(factor), settings, factor, image.size)
+    # Reduced letters must stay larger than those the model wants, or detail would be lost before it is asked for.
+    if factor > 1 and layout.unit and layout.unit < 1.1 * settings.x_height:
+        layout = _analyse(gray, settings, 1, image.size)
+    return layout
+
+
+class PageLayout:
+    """A page that was cut.
+
+    Attributes:
+        image: `PIL.Image` of mode L, the page made upright with dark ink on white paper; boxes of lines, blocks and chunks are its pixels.
+        blocks: `list[TextBlock]` in reading order.
+        angle: degrees by which the lines of the given picture fell to the right (0 where that was too little to matter).
+        factor: how many times the given picture was reduced to get `image`.
+        size: width and height of the given picture.
+        unit: typical x-height in pixels of `image`, 0 for a blank page.
+    """
+
+    def __init__(self, image, blocks, ink, angle, factor, size, unit, settings):
+        self.image, self.blocks, self.angle, self.factor, self.size = image, blocks, angle, factor, size
+        self.unit, self.settings, self._ink = unit, settings, ink
+
+    @property
+    def lines(self):
+        return [line for block in self.blocks for line in block.lines]
+
+    def to_original(self, box):
+        """A box of this layout as a box `(x0, y0, x1, y1)` of integers in the picture that was given, kept inside it."""
+        x0, y0, x1, y1 = box
+        if self.angle:
+            # PIL turns about the centre; a corner goes back by the same angle, and the box is put around the four corners.
+            cx, cy = self.image.width / 2, self.image.height / 2
+            cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
+            points = [(x - cx, y - cy) for x in (x0, x1) for y in (y0, y1)]
+            xs = [cx + x * cos - y * sin for x, y in points]
+            ys = [cy + x * sin + y * cos for x, y in points]
+            x0, y0, x1, y1 = min(xs), min(ys), max(xs), max(ys)
+        width, height = self.size
+        x0, x1 = (min(max(v * self.factor, 0), width) for v in (x0, x1))
+        y0, y1 = (min(max(v * self.factor, 0), height) for v in (y0, y1))
+        return math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)
+
+    def chunks(self):
+        """All chunks of the page in reading order: `list[Chunk]`, each within `document_area` and `max_width` of the settings."""
+        chunks = []
+        for index, block in enumerate(self.blocks):
+            rows = {}
+            for line in block.lines:
+                rows.setdefault(line.row, []).append(line)
+            pending = []
+            for row in rows.values():
+                if len(row) == 1 and pending and self._fits(pending + row):
+                    pending += row
+                    continue
+                if pending:
+                    chunks.append(self._chunk(pending, index))
+                pending = []
+                if len(row) == 1 and self._fits(row):
+                    pending = list(row)
+                else:  # cells side by side, or a line too wide, are read one by one
+                    for line in row:
+                        chunks.extend(self._split(line, index))
+            if pending:
+                chunks.append(self._chunk(pending, index))
+        return chunks
+
+    def crop(self, chunk):
+        """The picture of a chunk: `PIL.Image` of mode L at its scale, padded with white to whole patches at the right and below.
+
+        Ink of other lines that reaches into the box is painted white.
+        """
+        s, (x0, y0, x1, y1) = self.settings, chunk.box
+        pad = s.margin * s.x_height / chunk.scale  # page pixels
+        left, top = math.floor(x0 - pad), math.floor(y0 - pad)
+        right, bottom = math.ceil(x1 + pad), math.ceil(y1 + pad)
+        canvas = np.full((bottom - top, right - left), 255, np.uint8)
+        l, t, r, b = max(left, 0), max(top, 0), min(right, self.image.width), min(bottom, self.image.height)
+        window = np.array(self.image.crop((l, t, r, b)))
+        own, other = self._ink.windows((l, t, r, b), chunk.glyphs)
+        if other.any():
+            # The soft edge of a stroke lies outside the thresholded ink, about a tenth of the x-height far.
+            reach = max(1, round(chunk.x_height / 8))
+            window[_dilate(other, reach) & ~_dilate(own, reach)] = 255
+        canvas[t - top : b - top, l - left : r - left] = window
+        pieces = Image.fromarray(canvas)
+        width, height = self._pixels(chunk.box, chunk.scale)
+        area = (x0 - pad - left, y0 - pad - top, x1 + pad - left, y1 + pad - top)
+        area = (max(area[0], 0), max(area[1], 0), min(area[2], pieces.width), min(area[3], pieces.height))
+        pieces = pieces.resize((width, height), Image.Resampling.LANCZOS, box=area)
+        padded = Image.new("L", (_round_up(width, s.patch_size), _round_up(height, s.patch_size)), 255)
+        padded.paste(pieces, (0, 0))
+        return padded
+
+    def _pixels(self, box, scale):
+        """Width and height of the crop of `box` at `scale`, margins included, before padding to whole patches."""
+        margin = 2 * self.settings.margin * self.settings.x_height
+        return max(1, round((box[2] - box[0]) * scale + margin)), max(1, round((box[3] - box[1]) * scale + margin))
+
+    def _scale(self, lines):
+        return min(self.settings.x_height / float(np.median([line.x_height for line in lines])), self.settings.max_scale)
+
+    def _fits(self, lines):
+        if len(lines) > self.settings.max_lines:
+            return False
+        return self._box_fits(_union([line.box for line in lines]), self._scale(lines))
+
+    def _box_fits(self, box, scale):
+        s = self.settings
+        width, height = (_round_up(v, s.patch_size) for v in self._pixels(box, scale))
+        return width <= s.max_width and width * height <= s.document_area
+
+    def _chunk(self, lines, index):
+        glyphs = np.concatenate([line.glyphs for line in lines])
+        x_height = float(np.median([line.x_height for line in lines]))
+        return Chunk(_union([line.box for line in lines]), list(lines), index, x_height, self._scale(lines), glyphs)
+
+    def _split(self, line, index):
+        """Chunks of one line, cut at gaps between words where it is too wide to be read at once."""
+        scale = self._scale([line])
+        if self._box_fits(line.box, scale):
+            return [self._chunk([line], index)]
+        s, ink = self.settings, self._ink
+        height = _round_up(self._pixels(line.box, scale)[1], s.patch_size)
+        widest = min(s.max_width, s.document_area // height) // s.patch_size * s.patch_size - 2 * s.margin * s.x_height
+        if widest < 4 * s.x_height:  # not a line that can be cut: a very tall one; read it smaller
+            chunk = self._chunk([line], index)
+            return [replace(chunk, scale=self._fitting_scale(line.box, scale))]
+        widest /= scale  # page pixels
+        glyphs = line.glyphs[np.argsort(ink.x0[line.glyphs], kind="stable")]
+        chunks, start = [], 0
+        reach = np.maximum.accumulate(ink.x1[glyphs])
+        while start < len(glyphs):
+            left, end = ink.x0[glyphs[start]], line.box[2]
+            stop = len(glyphs)
+            if end - left > widest:
+                even = (end - left) / math.ceil((end - left) / widest)  # parts of like length: no crumb at the end
+                cuts = np.arange(start + 1, len(glyphs))
+                gaps = ink.x0[glyphs[cuts]] - reach[cuts - 1]
+                place = reach[cuts - 1] - left
+                for low, high in ((0.75 * even, min(widest, 1.25 * even)), (0, widest)):
+                    usable = (gaps > 0) & (place >= low) & (place <= high)
+                    if usable.any():
+                        stop = int(cuts[usable][np.argmax(gaps[usable])])
+                        break
+                else:  # joined-up writing: up to the next gap, read smaller
+                    later = cuts[gaps > 0]
+                    stop = int(later[0]) if len(later) else len(glyphs)
+            part = glyphs[start:stop]
+            box = (int(ink.x0[part].min()), line.box[1], int(ink.x1[part].max()), line.box[3])
+            fitting = self._fitting_scale(box, scale)
+            chunks.append(Chunk(box, [line], index, line.x_height, fitting, part, part=len(chunks)))
+            start = stop
+        return chunks
+
+    def _fitting_scale(self, box, scale):
+        while not self._box_fits(box, scale) and scale > 1e-3:
+            scale *= 0.95
+        return scale
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Ink
+# ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+def _analyse(gray, settings, factor, size):
+    page, mask = _normalise(gray)
+    if mask is None:
+        return PageLayout(page, [], None, 0.0, factor, size, 0.0, settings)
+    ink = _Ink(mask)
+    unit = ink.typical_height()
+    angle = 0.0
+    if settings.deskew and unit:
+        angle = _skew(ink, unit, page.width)
+        if angle:
+            page = page.rotate(angle, Image.Resampling.BICUBIC, fillcolor=255)
+            ink = _Ink(_binarise(page))
+            unit = ink.typical_height()
+    if not unit:
+        return PageLayout(page, [], ink, 0.0, factor, size, 0.0, settings)
+    glyphs = ink.glyphs(unit)
+    columns = _columns(ink, glyphs, unit)
+    rows = [_rows(ink, column, unit) for column in columns]
+    rows = _measured(ink, rows, unit)
+    blocks = [block for column in rows for block in _blocks(column)]
+    unit = float(np.median([line.x_height for block in blocks for line in block.lines])) if blocks else 0.0
+    return PageLayout(page, blocks, ink, angle, factor, size, unit, settings)
+
+
+def _normalise(gray):
+    """Paper white, ink dark: `(page of mode L, mask of ink (H, W) or None if the page is blank)`."""
+    histogram = np.array(gray.histogram(), np.int64)
+    levels = np.flatnonzero(histogram)
+    if levels[-1] - levels[0] < 24:  # one even tone
+        return Image.new("L", gray.size, 255), None
+    threshold = _otsu(histogram)
+    dark = histogram[: threshold + 1].sum() / histogram.sum()
+    if dark > 0.5 and not (dark < 0.65 and _bright_border(gray, threshold)):
+        gray = gray.point([255 - v for v in range(256)])
+        histogram = histogram[::-1]
+    paper = _paper(gray)
+    if isinstance(paper, int):
+        page = gray.point([min(255, round(255 * v / max(paper, 1))) for v in range(256)])
+    else:
+        ratio = np.asarray(gray, np.float32) * 255.0
+        ratio /= np.maximum(paper, 1.0)
+        np.minimum(ratio, 255.0, out=ratio)
+        page = Image.fromarray(ratio.astype(np.uint8))
+    mask = _binarise(page)
+    return page, mask if mask is not None and mask.any() else None
+
+
+def _binarise(page):
+    """Mask of the ink of a page whose paper is white, `None` if there is nothing dark enough to be ink."""
+    histogram = np.array(page.histogram(), np.int64)
+    darkest = int(np.searchsorted(np.cumsum(histogram), max(1, 2e-5 * histogram.sum())))
+    if darkest > 255 - 40:  # noise of scanners and of JPEG stays within some 30 levels
+        return None
+    # Otsu's level is midway between paper and black ink; nearer to the paper also keeps thin, grey and blurred strokes.
+    threshold = min(max(_otsu(histogram), 128), 190)
+    return np.asarray(page) < threshold
+
+
+def _otsu(histogram):
+    """The level that parts a histogram of 256 bins into two classes of least variance; levels up to it are the dark class."""
+    levels = np.arange(256)
+    weight = np.cumsum(histogram)
+    total, mean = weight[-1], np.cumsum(histogram * levels)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (mean[-1] * weight - mean * total) ** 2 / (weight.astype(np.float64) * (total - weight))
+    return int(np.argmax(np.nan_to_num(between, nan=0.0, posinf=0.0)))
+
+
+def _bright_border(gray, threshold):
+    pixels = np.asarray(gray)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return (border > threshold).mean() > 0.6
+
+
+def _paper(gray):
+    """Brightness of the paper under the ink: an `int` if it is the same all over, else `(H, W)` float32."""
+    cell = 4  # white between two lines spans a whole cell wherever letters are of legible size
+    small = np.asarray(gray.reduce(cell) if min(gray.size) >= cell else gray)
+    low, high = np.percentile(np.asarray(gray.reduce(16) if min(gray.size) >= 64 else gray), (50, 99))
+    if high - low < 6 and np.percentile(small, 90) - low < 6:
+        return int(np.bincount(small.ravel(), minlength=256)[int(low) - 2 if low > 2 else 0 :].argmax() + max(int(low) - 2, 0))
+    # Grey closing: the maximum fills strokes narrower than the window, the minimum puts the edges of larger shapes back.
+    window = max(8, min(32, min(small.shape) // 4))
+    closed = 255 - _running_max(255 - _running_max(small, window), window)
+    paper = Image.fromarray(closed).resize(gray.size, Image.Resampling.BILINEAR)
+    return np.asarray(paper, np.float32)
+
+
+def _running_max(values, window):
+    """Maximum over a centred square of about `window` cells; `(h, w)` uint8 to the same."""
+    for axis in (0, 1):
+        done, left = 1, 0
+        while done < window:
+            step = min(done, window - done)
+            shifted = values.copy()
+            if axis == 0:
+                np.maximum(values[:-step], values[step:], out=shifted[:-step])
+            else:
+                np.maximum(values[:, :-step], values[:, step:], out=shifted[:, :-step])
+            values, done, left = shifted, done + step, left + step
+        # each value now covers [i, i + window): put it in the middle, repeating the border
+        values = np.concatenate([np.repeat(values.take([0], axis), window // 2, axis), values], axis)
+        values = values[: -(window // 2)] if axis == 0 else values[:, : -(window // 2)]
+    return values
+
+
+class _Ink:
+    """Connected pieces of ink (8 neighbours), found on horizontal runs rather than pixels, which is what makes it quick in numpy.
+
+    `row, start, stop, label`: one entry per run, sorted by row. `x0, y0, x1, y1, area`: one entry per piece.
+    """
+
+    def __init__(self, mask):
+        self.shape = mask.shape
+        self.row, self.start, self.stop = _runs(mask)
+        self.label = _connect(self.row, self.start, self.stop, mask.shape[1])
+        self._measure()
+
+    def _measure(self):
+        count = int(self.label.max()) + 1 if len(self.label) else 0
+        order = np.argsort(self.label, kind="stable")
+        first = np.searchsorted(self.label[order], np.arange(count))
+        self._order, self._first = order, np.append(first, len(order))
+        if count == 0:
+            self.x0 = self.y0 = self.x1 = self.y1 = self.area = np.zeros(0, np.int64)
+            return
+        self.x0 = np.minimum.reduceat(self.start[order], first)
+        self.x1 = np.maximum.reduceat(self.stop[order], first)
+        self.y0 = self.row[order][first]  # runs are sorted by row, and the sort by label is stable
+        self.y1 = self.row[order][self._first[1:] - 1] + 1
+        self.area = np.add.reduceat((self.stop - self.start)[order], first)
+
+    @property
+    def width(self):
+        return self.x1 - self.x0
+
+    @property
+    def height(self):
+        return self.y1 - self.y0
+
+    def runs_of(self, piece):
+        return self._order[self._first[piece] : self._first[piece + 1]]
+
+    def typical_height(self):
+        """The commonest height of pieces shaped like letters, the first guess at the x-height; 0 if there are none."""
+        w, h = self.width, self.height
+        letters = (h >= 3) & (w <= 6 * h) & (h <= 8 * w) & (h < 0.9 * self.shape[0] + 8) & (w >= 2)
+        heights = h[letters]
+        if not len(heights):
+            return 0.0
+        counts = np.bincount(heights, minlength=8).astype(np.float64)
+        smooth = np.convolve(counts, [0.5, 1.0, 0.5], "same")
+        # A letter three pixels tall cannot be told from dirt; where larger ones are nearly as common, they are the text.
+        smooth *= np.minimum(np.arange(len(smooth)) / 5.0, 1.0)
+        return float(np.argmax(smooth))
+
+    def glyphs(self, unit):
+        """Indices of pieces that may be letters; what is joined to rules and frames is freed from them first."""
+        w, h = self.width, self.height
+        rule = ((h < 0.5 * unit) & (w > 5 * unit)) | ((w < 0.5 * unit) & (h > 6 * unit))
+        large = ((h > 5 * unit) | ((w > 20 * unit) & (h > 0.5 * unit))) & ~rule
+        keep = ~rule & ~large
+        added = []
+        for piece in np.flatnonzero(large):
+            density = self.area[piece] / (w[piece] * h[piece])
+            if h[piece] <= 14 * unit and 0.1 * h[piece] <= w[piece] <= 2 * h[piece] and 0.12 < density < 0.8:
+                keep[piece] = True  # the letter of a title, perhaps; `_measured` asks for company
+            elif density > 0.5 and min(w[piece], h[piece]) > 1.5 * unit:
+                added += self._letters_in_panel(piece, unit)
+            elif min(w[piece], h[piece]) > 1.2 * unit:
+                added += self._letters_on_rules(piece, unit)
+        if not added:
+            return np.flatnonzero(keep)
+        before = len(self.x0)
+        self._append(added)
+        return np.concatenate([np.flatnonzero(keep), np.arange(before, len(self.x0))])
+
+    def _append(self, pieces):
+        """Adds pieces given as `(row, start, stop)` and sorts all runs by row again."""
+        rows = [self.row] + [p[0] for p in pieces]
+        starts = [self.start] + [p[1] for p in pieces]
+        stops = [self.stop] + [p[2] for p in pieces]
+        count = len(self.x0)
+        labels = [self.label] + [np.full(len(p[0]), count + i) for i, p in enumerate(pieces)]
+        row = np.concatenate(rows)
+        order = np.argsort(row, kind="stable")
+        self.row, self.start = row[order], np.concatenate(starts)[order]
+        self.stop, self.label = np.concatenate(stops)[order], np.concatenate(labels)[order]
+        self._measure()
+
+    def _painted(self, piece):
+        runs = self.runs_of(piece)
+        x0, y0 = self.x0[piece], self.y0[piece]
+        shape = (self.y1[piece] - y0, self.x1[piece] - x0)
+        return _paint(shape, self.row[runs] - y0, self.start[runs] - x0, self.stop[runs] - x0)
+
+    def _letters_in_panel(self, piece, unit):
+        """White letters on a dark panel: the holes of a piece that are shaped like letters."""
+        holes = ~self._painted(piece)
+        # Letters inside the panel may have been cut out of it by dark counters; whatever is not the panel is a candidate.
+        return self._letters(holes, piece, unit, border=False)
+
+    def _letters_on_rules(self, piece, unit):
+        """Letters that touch a rule, frame or curve: what is left of a piece without its long straight runs."""
+        mask = self._painted(piece)
+        longest = max(3, round(3 * unit))
+        for turned in (False, True):
+            view = mask.T if turned else mask
+            row, start, stop = _runs(view)
+            long = stop - start > longest
+            rules = _paint(view.shape, row[long], start[long], stop[long])
+            mask = (view & ~rules).T if turned else view & ~rules
+        return self._letters(mask, piece, unit, border=True)
+
+    def _letters(self, mask, piece, unit, border):
+        if not mask.any():
+            return []
+        inner = _Ink(np.ascontiguousarray(mask))
+        w, h = inner.width, inner.height
+        good = (h <= 4 * unit) & (w <= 12 * unit) & (h >= 0.3 * unit)
+        if not border:
+            good &= (inner.x0 > 0) & (inner.y0 > 0) & (inner.x1 < mask.shape[1]) & (inner.y1 < mask.shape[0])
+        letters = good & (h > 0.7 * unit) & (w < 5 * unit)
+        if letters.sum() < 3 or good.sum() > 4 * letters.sum() + 8:  # texture, not text
+            return []
+        x0, y0 = self.x0[piece], self.y0[piece]
+        found = []
+        for index in np.flatnonzero(good):
+            runs = inner.runs_of(index)
+            found.append((inner.row[runs] + y0, inner.start[runs] + x0, inner.stop[runs] + x0))
+        return found
+
+    def split(self, piece, y):
+        """Parts a piece that touches two lines at row `y`; returns the index of the new, lower piece."""
+        runs = self.runs_of(piece)
+        lower = runs[self.row[runs] >= y]
+        new = len(self.x0)
+        self.label[lower] = new
+        self._measure()
+        return new
+
+    def windows(self, box, glyphs):
+        """Masks of shape (box height, box width): the ink of `glyphs`, and all other ink."""
+        x0, y0, x1, y1 = box
+        a, b = np.searchsorted(self.row, (y0, y1))
+        start, stop = np.maximum(self.start[a:b], x0), np.minimum(self.stop[a:b], x1)
+        inside = stop > start
+        start, stop, row, label = start[inside] - x0, stop[inside] - x0, self.row[a:b][inside] - y0, self.label[a:b][inside]
+        mine = np.isin(label, glyphs)
+        shape = (y1 - y0, x1 - x0)
+        own = _paint(shape, row[mine], start[mine], stop[mine])
+        return own, _paint(shape, row[~mine], start[~mine], stop[~mine]) & ~own
+
+
+def _runs(mask):
+    """Horizontal runs of a mask (H, W): `(row, start, stop)`, sorted by row and column, `stop` exclusive."""
+    height, width = mask.shape
+    flat = np.zeros((height, width + 1), np.bool_)  # a white column at the end keeps runs within their row
+    flat[:, :width] = mask
+    flat = flat.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if flat[0]:
+        edges = np.concatenate([[0], edges])
+    begin, end = edges[0::2], edges[1::2]
+    row = begin // (width + 1)
+    return row, begin - row * (width + 1), end - row * (width + 1)
+
+
+def _connect(row, start, stop, width):
+    """Label of the connected piece of each run, 0 … pieces − 1; runs of neighbouring rows connect also at a corner."""
+    count = len(row)
+    if count == 0:
+        return np.zeros(0, np.int64)
+    key = width + 2
+    # Runs of the row above that touch run i: those from the first whose stop reaches start[i] to the last whose start is at most stop[i].
+    low = np.searchsorted(row * key + stop, (row - 1) * key + start, "left")
+    high = np.searchsorted(row * key + start, (row - 1) * key + stop, "right")
+    touching = high - low
+    parent = np.where(touching > 0, low, np.arange(count))
+    while True:  # follow the first neighbour above up to the top of the piece, doubling the stride
+        above = parent[parent]
+        if np.array_equal(above, parent):
+            break
+        parent = above
+    many = np.flatnonzero(touching > 1)
+    if len(many):  # a run that joins several pieces from above
+        extra = touching[many] - 1
+        child = np.repeat(many, extra)
+        offset = np.arange(extra.sum()) - np.repeat(np.cumsum(extra) - extra, extra)
+        a, b = parent[child], parent[low[child] + 1 + offset]
+        roots, index = np.unique(np.concatenate([a, b]), return_inverse=True)
+        a, b = index[: len(a)], index[len(a) :]
+        group = np.arange(len(roots))
+        while True:
+            smallest = np.minimum(group[a], group[b])
+            new = group.copy()
+            np.minimum.at(new, group[a], smallest)
+            np.minimum.at(new, group[b], smallest)
+            new = new[new]
+            if np.array_equal(new, group):
+                break
+            group = new
+        target = np.arange(count)
+        target[roots] = roots[group]
+        parent = target[parent]
+    is_root = np.zeros(count, np.bool_)
+    is_root[parent] = True
+    return (np.cumsum(is_root) - 1)[parent]
+
+
+def _paint(shape, row, start, stop):
+    """The mask (H, W) of runs that do not overlap."""
+    height, width = shape
+    change = np.zeros(height * (width + 1) + 1, np.int8)
+    change[row * (width + 1) + start] += 1
+    # a run that begins where another ends leaves its start in place: `-=` on distinct places only
+    change[row * (width + 1) + stop] -= 1
+    return np.cumsum(change, dtype=np.int8)[:-1].reshape(height, width + 1)[:, :width].astype(np.bool_)
+
+
+def _dilate(mask, reach):
+    grown = mask.copy()
+    for _ in range(reach):
+        wide = grown.copy()
+        wide[:, 1:] |= grown[:, :-1]
+        wide[:, :-1] |= grown[:, 1:]
+        grown = wide.copy()
+        grown[1:] |= wide[:-1]
+        grown[:-1] |= wide[1:]
+    return grown
+
+
+def _skew(ink, unit, width):
+    """Degrees by which lines fall to the right, within ±3; 0 where the whole drift stays under a third of the x-height."""
+    h = ink.height
+    letters = (h > 0.6 * unit) & (h < 3 * unit) & (ink.width < 4 * unit)
+    if letters.sum() < 12:
+        return 0.0
+    x = (ink.x0[letters] + ink.x1[letters]) / 2.0
+    y = ink.y1[letters].astype(np.float64)
+    if len(x) > 3000:
+        x, y = x[:: len(x) // 3000 + 1], y[:: len(y) // 3000 + 1]
+
+    def sharpness(degrees):
+        # Feet of letters fall into few bins when the page is turned so that its lines lie level.
+        level = (y - x * math.tan(math.radians(degrees))) / max(1.0, unit / 6)
+        counts = np.bincount((level - level.min()).astype(np.int64)).astype(np.float64)
+        return float((counts**2).sum() + (counts[1:] * counts[:-1]).sum())
+
+    level = sharpness(0.0)
+    best = max(np.arange(-3.0, 3.001, 0.1), key=sharpness)
+    best = max(np.arange(best - 0.1, best + 0.101, 0.02), key=sharpness)
+    drift = math.tan(math.radians(abs(best))) * (x.max() - x.min())
+    return float(best) if drift > unit / 3 and sharpness(best) > 1.08 * level else 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Columns, rows, lines, blocks
+# ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+def _columns(ink, glyphs, unit, depth=0):
+    """Parts of a page in reading order, each one column of text: `list` of index arrays.
+
+    A gutter is a rectangle of white, at least 1.5 u wide, with running text of at least three lines on both sides. What stands above and
+    below it (titles, figures across the page) is cut off and looked at again.
+    """
+    if len(glyphs) < 40 or depth > 12:
+        return [glyphs] if len(glyphs) else []
+    x0, y0, x1, y1 = ink.x0[glyphs], ink.y0[glyphs], ink.x1[glyphs], ink.y1[glyphs]
+    cell = unit / 2
+    left, top = x0.min(), y0.min()
+    cols, rows = int((x1.max() - left) / cell) + 1, int((y1.max() - top) / cell) + 1
+    if cols < 50:  # 25 u: no room for two columns
+        return [glyphs]
+    a, b = ((x0 - left) / cell).astype(int), np.ceil((x1 - left) / cell).astype(int)
+    c, d = ((y0 - top) / cell).astype(int), np.ceil((y1 - top) / cell).astype(int)
+    corners = np.zeros((rows + 2, cols + 2), np.int32)
+    np.add.at(corners, (c, a), 1)
+    np.add.at(corners, (d, b), 1)
+    np.add.at(corners, (c, b), -1)
+    np.add.at(corners, (d, a), -1)
+    inked = (corners.cumsum(0).cumsum(1) > 0)[:rows, :cols]
+    wide = inked[:, :-2] | inked[:, 1:-1] | inked[:, 2:]  # white for three cells, 1.5 u
+    col, begin, end = _runs(~wide.T)
+    tall = (end - begin >= 14) & (col >= 22) & (col < cols - 24)  # 7 u: at least three lines; 11 u of text on both sides
+    candidates = sorted(zip((end - begin)[tall], col[tall], begin[tall], end[tall]), reverse=True)
+    tried = []
+    for _, column, first, last in candidates:
+        if any(abs(column - t[0]) < 6 and first >= t[1] - 4 and last <= t[2] + 4 for t in tried):
+            continue
+        tried.append((column, first, last))
+        if len(tried) > 24:
+            break
+        if not _is_gutter(inked, column, first, last):
+            continue
+        middle = (y0 + y1) / 2
+        # Ink that ends the gutter belongs to a line across it; the half u more keeps that line's commas with it.
+        upper = top + first * cell + (0.5 * unit if first > 0 else 0)
+        lower = top + last * cell - (0.5 * unit if last < rows else 0) + (unit if last >= rows else 0)
+        lower = max(lower, upper)
+        above, below = middle < upper, middle > lower
+        at_left = ~above & ~below & ((x0 + x1) / 2 < left + (column + 1.5) * cell)
+        at_right = ~above & ~below & ~at_left
+        if not at_left.any() or not at_right.any():
+            continue
+        return [part for which in (above, at_left, at_right, below) for part in _columns(ink, glyphs[which], unit, depth + 1)]
+    return [glyphs]
+
+
+def _is_gutter(inked, column, first, last):
+    """Whether text of a column's look stands on both sides of a white strip of the grid of half-u cells."""
+    fills, tops, bottoms = [], [], []
+    for side in (inked[first:last, :column], inked[first:last, column + 3 :]):
+        if side is not None and not side.any():
+            return False
+        used = np.flatnonzero(side.any(0))
+        # Only the text next to the gutter counts: a further gutter of 2 u and more ends the column.
+        side = side[:, used[0] : used[-1] + 1]
+        filled = side.any(1)
+        lines = np.flatnonzero(np.diff(np.concatenate([[0], filled.astype(int)])) == 1)
+        if len(lines) < 2 and filled.sum() < 14:
+            return False
+        ends = np.array([(np.flatnonzero(r)[0], np.flatnonzero(r)[-1]) for r in side[filled]])
+        if side.shape[1] < 22:
+            return False
+        fills.append(float((ends[:, 1] - ends[:, 0] + 1).mean() / side.shape[1]))
+        fills[-1] = min(fills[-1], float(side[filled].mean() / 0.5))
+        tops.append(np.flatnonzero(filled)[0])
+        bottoms.append(np.flatnonzero(filled)[-1])
+    together = min(bottoms) - max(tops)
+    return min(fills) >= 0.55 and together >= 10
+
+
+def _rows(ink, glyphs, unit, depth=0):
+    """Rows of one column, top to bottom; a row is a `list` of index arrays, its cells from left to right."""
+    if not len(glyphs):
+        return []
+    order = glyphs[np.argsort(ink.y0[glyphs], kind="stable")]
+    reach = np.maximum.accumulate(ink.y1[order])
+    cuts = np.flatnonzero(ink.y0[order][1:] >= reach[:-1]) + 1
+    strips = _with_their_dots(ink, np.split(order, cuts), unit)
+    rows = []
+    for strip in strips:
+        rows += _rows_of_strip(ink, strip, unit, depth)
+    return rows
+
+
+def _with_their_dots(ink, strips, unit):
+    """Joins strips that hold only the dots, accents or low strokes of the line beside them to that line."""
+    spans = [(ink.y0[s].min(), ink.y1[s].max()) for s in strips]
+    heights = [b - a for a, b in spans]
+    target = list(range(len(strips)))
+    for i, (a, b) in enumerate(spans):
+        best = None
+        for j in (i + 1, i - 1):
+            if 0 <= j < len(strips) and heights[i] < 0.4 * heights[j] and heights[j] >= 0.7 * unit:
+                gap = spans[j][0] - b if j > i else a - spans[j][1]
+                if gap <= 0.35 * heights[j] and (best is None or gap < best[0]):
+                    best = (gap, j)
+        if best:
+            target[i] = best[1]
+    joined = {}
+    for i, strip in enumerate(strips):
+        joined.setdefault(target[i] if target[target[i]] == target[i] else i, []).append(strip)
+    return [np.concatenate(joined[key]) for key in sorted(joined)]
+
+
+def _rows_of_strip(ink, strip, unit, depth):
+    """Rows of a strip that no white row crosses: mostly one line; else cells with lines of their own, or lines that touch."""
+    top, bottom = ink.y0[strip].min(), ink.y1[strip].max()
+    heights = ink.height[strip]
+    tall = heights[heights > 0.5 * unit]
+    local = float(np.median(tall)) if len(tall) else unit
+    if bottom - top > 2.7 * local and len(strip) > 3 and depth < 20:
+        cells = _cells(ink, strip, 1.5 * unit)
+        if len(cells) > 1:
+            parts = [_rows(ink, cell, unit, depth + 1) for cell in cells]
+            if any(len(part) > 1 for part in parts):
+                return _in_order(ink, parts)
+        lines = _touching_lines(ink, strip, local)
+        if len(lines) > 1:
+            return [[cell] for line in lines for cell in [line]] if depth >= 20 else _cut_rows(ink, lines, unit)
+    return [_cells(ink, strip, 4.0 * max(unit, min(local, 3 * unit)))]
+
+
+def _cut_rows(ink, lines, unit):
+    return [_cells(ink, line, 4.0 * unit) for line in lines]
+
+
+def _in_order(ink, parts):
+    """Rows of cells side by side: row by row where each cell has one line at the same height, else cell by cell."""
+    return [row for part in parts for row in part]
+
+
+def _cells(ink, glyphs, gap):
+    """Groups of glyphs from left to right, parted by white wider than `gap`."""
+    order = glyphs[np.argsort(ink.x0[glyphs], kind="stable")]
+    reach = np.maximum.accumulate(ink.x1[order])
+    cuts = np.flatnonzero(ink.x0[order][1:] - reach[:-1] > gap) + 1
+    return np.split(order, cuts)
+
+
+def _touching_lines(ink, strip, local):
+    """Lines whose letters overlap in height (tight leading, brackets across lines), parted where least ink lies between two bands."""
+    top, bottom = int(ink.y0[strip].min()), int(ink.y1[strip].max())
+    usual = strip[ink.height[strip] <= 2.3 * local]
+    if len(usual) < 4:
+        return [strip]
+    change = np.zeros(bottom - top + 1)
+    width = np.minimum(ink.width[usual], 6 * local)
+    # The middle of each letter: tails and tops, where neighbouring lines meet, count less.
+    quarter = ink.height[usual] // 5
+    np.add.at(change, ink.y0[usual] + quarter - top, width)
+    np.add.at(change, ink.y1[usual] - quarter - top, -width)
+    profile = np.cumsum(change)[:-1]
+    size = max(1, int(local / 3))
+    profile = np.convolve(profile, np.ones(size) / size, "same")
+    high = profile > 0.35 * profile.max()
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], high.astype(int), [0]])))
+    bands = [(a, b) for a, b in zip(edges[0::2], edges[1::2]) if b - a >= 0.35 * local]
+    if len(bands) < 2:
+        return [strip]
+    borders = []
+    for (_, a), (b, _) in zip(bands[:-1], bands[1:]):
+        if b > a:
+            between = profile[a:b]
+            if between.min() < 0.3 * profile.max():
+                low = np.flatnonzero(between <= between.min() + 1e-9)
+                borders.append(top + a + int(low[len(low) // 2]))
+    if not borders:
+        return [strip]
+    pieces = list(strip)
+    for y in borders:
+        for piece in list(pieces):
+            up, down = y - ink.y0[piece], ink.y1[piece] - y
+            if up > 0.6 * local and down > 0.6 * local and ink.height[piece] > 1.9 * local:
+                pieces.append(ink.split(piece, y))
+    pieces = np.array(pieces)
+    middle = (ink.y0[pieces] + ink.y1[pieces]) / 2
+    place = np.searchsorted(borders, middle, "right")
+    lines = [pieces[place == i] for i in range(len(borders) + 1)]
+    return [line for line in lines if len(line)]
+
+
+def _measured(ink, columns, unit):
+    """Rows of glyphs to rows of `TextLine`s with their x-height; what is not text is dropped.
+
+    The x-height is the height of the band between the outermost rows of pixels that hold half as much ink as the band does, to a
+    fraction of a pixel. Lines of capitals or figures, which have no band of their own, take the size of their neighbours.
+    """
+    cells = [cell for rows in columns for row in rows for cell in row]
+    if not cells:
+        return [[] for _ in columns]
+    line_of = np.full(len(ink.x0), -1)
+    for index, cell in enumerate(cells):
+        line_of[cell] = index
+    tops = np.array([ink.y0[cell].min() for cell in cells])
+    heights = np.array([ink.y1[cell].max() for cell in cells]) - tops
+    offsets = np.concatenate([[0], np.cumsum(heights)])
+    line = line_of[ink.label]
+    used = line >= 0
+    place = offsets[line[used]] + ink.row[used] - tops[line[used]]
+    profile = np.bincount(place, (ink.stop - ink.start)[used], offsets[-1])
+
+    bands, flat = np.zeros((len(cells), 2)), np.zeros(len(cells), np.bool_)
+    for index in range(len(cells)):
+        low, high = _band(profile[offsets[index] : offsets[index + 1]])
+        bands[index] = low, high
+        size = high - low
+        flat[index] = low < 0.22 * size and heights[index] - high < 0.22 * size
+    sizes = bands[:, 1] - bands[:, 0]
+    counts = np.array([len(cell) for cell in cells])
+    sure = ~flat & (counts >= 5)
+    usual = float(np.median(np.repeat(sizes[sure], counts[sure]))) if sure.any() else 0.0
+
+    result, row_number = [], 0
+    position = 0
+    for rows in columns:
+        lines = []
+        for row in rows:
+            kept = []
+            for cell in row:
+                index, position = position, position + 1
+                box = (ink.x0[cell].min(), ink.y0[cell].min(), ink.x1[cell].max(), ink.y1[cell].max())
+                box = tuple(int(v) for v in box)
+                if not _is_text(ink, cell, box, sizes[index], usual or unit):
+                    continue
+                x_height = sizes[index]
+                if counts[index] < 5 or flat[index]:
+                    x_height = _borrowed(x_height, flat[index], usual)
+                baseline = tops[index] + bands[index, 1]
+                kept.append((TextLine(box, float(x_height), row_number, cell), baseline))
+            if kept:
+                lines.append(kept)
+                row_number += 1
+        result.append(lines)
+    return result
+
+
+def _band(profile):
+    """Upper and lower border, in fractions of pixels, of the band of lower-case letters in the ink per row of one line."""
+    peak = profile.max()
+    level = 0.5 * profile[profile >= 0.5 * peak].mean()
+    above = np.flatnonzero(profile >= level)
+    first, last = int(above[0]), int(above[-1])
+    before = profile[first - 1] if first else 0.0
+    after = profile[last + 1] if last + 1 < len(profile) else 0.0
+    # Row i covers [i, i + 1). A border row of half ink moves the border by half a pixel, as antialiasing of the band's edge does.
+    low = first + (1.0 - min(1.0, profile[first] / (2 * level))) - min(1.0, before / (2 * level)) * 0.5
+    high = last + 1 - (1.0 - min(1.0, profile[last] / (2 * level))) + min(1.0, after / (2 * level)) * 0.5
+    return low, max(high, low + 1.0)
+
+
+def _borrowed(size, flat, usual):
+    """x-height of a line too short or too even to tell: capitals and figures are 1.3 to 1.7 times as tall as an x."""
+    if usual and 0.75 * usual <= size <= 1.75 * usual:
+        return usual
+    return 0.7 * size if flat else size
+
+
+def _is_text(ink, cell, box, size, usual):
+    """Whether a row of ink looks like letters: not dirt, not a stroke of a drawing, not the texture of a picture."""
+    w, h = ink.width[cell], ink.height[cell]
+    width, height = box[2] - box[0], box[3] - box[1]
+    tallest = h.max()
+    if tallest < 0.45 * usual or tallest < 4:
+        return False
+    if height > 14 * usual:
+        return False
+    density = ink.area[cell].sum() / (width * height)
+    letters = (h > 0.4 * tallest) & (w < 4 * np.maximum(h, 0.4 * usual) + 6 * usual)
+    if len(cell) <= 2:
+        lone = width / height
+        if tallest > 2.6 * usual or lone > 8 and len(cell) == 1 and density > 0.6:
+            return False
+        if len(cell) == 1 and (density > 0.85 and lone > 0.45 or density < 0.12):
+            return False
+        return lone < 25
+    if density > 0.75 or not letters.any():
+        return False
+    if tallest > 5 * usual and letters.sum() < 3:
+        return False
+    # Dirt and dither: far more crumbs than letters.
+    return letters.sum() >= 0.08 * len(cell)
+
+
+def _blocks(rows):
+    """Paragraphs of one column: rows of one size, close below each other, broken where a first line is indented."""
+    blocks, current = [], []
+    pitches = []
+    for upper, lower in zip(rows[:-1], rows[1:]):
+        pitch = lower[0][1] - upper[0][1]
+        size = upper[0][0].x_height
+        if 1.6 * size < pitch < 4.2 * size:
+            pitches.append(pitch / size)
+    usual = float(np.median(pitches)) if pitches else 2.9
+    margin_left = min((cell.box[0] for row in rows for cell, _ in row), default=0)
+    margin_right = max((cell.box[2] for row in rows for cell, _ in row), default=0)
+    for row in rows:
+        if current and _begins_block(current, row, usual, margin_left, margin_right):
+            blocks.append(current)
+            current = []
+        current.append(row)
+    if current:
+        blocks.append(current)
+    result = []
+    for block in blocks:
+        lines = [cell for row in block for cell, _ in row]
+        result.append(TextBlock(_union([line.box for line in lines]), lines))
+    return result
+
+
+def _begins_block(block, row, usual, margin_left, margin_right):
+    above, line = block[-1][0][0], row[0][0]
+    size = np.median([cell.x_height for cell, _ in block[-1]])
+    new = np.median([cell.x_height for cell, _ in row])
+    if not 0.77 < new / size < 1.3:
+        return True
+    pitch = (row[0][1] - block[-1][0][1]) / size
+    if pitch > max(1.35 * usual, usual + 0.7) or pitch < 0.5:
+        return True
+    before, after = _union([c.box for c, _ in block[-1]]), _union([c.box for c, _ in row])
+    if before[2] <= after[0] or after[2] <= before[0]:  # not below each other
+        return True
+    # A first line set in by 1 to 5 u under a line that began at the margin. Both in running text: code is set in too.
+    indent = after[0] - before[0]
+    full = margin_right - margin_left
+    if size < indent < 5 * size and after[2] > margin_right - 0.1 * full and full > 20 * size:
+        return abs(before[0] - margin_left) < 0.8 * size and after[2] - after[0] > 0.7 * full
+    return False
+
+
+def _union(boxes):
+    x0, y0, x1, y1 = zip(*boxes)
+    return min(x0), min(y0), max(x1), max(y1)
+
+
+def _round_up(value, step):
+    return -(-int(value) // step) * step

@@ -1,0 +1,1 @@
+"""Training of UNIT: recipe -> arguments -> data -> collator -> trainer."""

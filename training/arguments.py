@@ -1,0 +1,64 @@
+"""Every setting of a run, with its source: [paper] or [ours] where the paper is silent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class UnitTrainingArguments(TrainingArguments):
+    """transformers' `TrainingArguments` with UNIT's own. The defaults are the paper's where it states them.
+
+    Args:
+        learning_rate: 5e-5 [paper]. weight_decay: 0.01 [paper]. lr_scheduler_type: cosine [paper].
+        vision_weight: lambda, weight of `L_vis`. Not stated; 1 [ours].
+        vision_l1_weight: mu, weight of L1 beside the cosine. Not stated; 1 [ours].
+        token_sampling_ratio: |C| / N, share of tokens that `L_vis` looks at. Not stated; 0.5 [ours].
+        group_weights: weight of each group's `L_lan`, 1 where not given [ours].
+        character_weight: weight of the auxiliary character loss, 0 in the paper's recipes [ours].
+        alignment_weight: weight of the auxiliary alignment loss, 0 in the paper's recipes [ours].
+        optimizer: `"adamw"` [paper] or `"muon"` (matrices by Muon, the rest by AdamW) [ours].
+        muon_learning_rate: for Muon's matrices, as large an update as AdamW's of the same rate [ours].
+        part_rates: multiplier of the learning rate by part: encoder, connector, language_decoder, vision_decoder, heads.
+        freeze: parts that do not train.
+    """
+
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.01
+    lr_scheduler_type: str = "cosine"
+    vision_weight: float = 1.0
+    vision_l1_weight: float = 1.0
+    token_sampling_ratio: float = 0.5
+    group_weights: dict[str, float] = field(default_factory=dict)
+    character_weight: float = 0.0
+    alignment_weight: float = 0.0
+    optimizer: str = "adamw"
+    muon_learning_rate: float = 2e-3
+    part_rates: dict[str, float] = field(default_factory=dict)
+    freeze: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0.0 < self.token_sampling_ratio <= 1.0:
+            raise ValueError(f"token_sampling_ratio must lie in (0, 1], got {self.token_sampling_ratio}.")
+        for name in ("vision_weight", "vision_l1_weight", "character_weight", "alignment_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f'optimizer must be "adamw" or "muon", got {self.optimizer!r}.')
+
+
+@dataclass
+class LoraArguments:
+    """LoRA by peft. Empty `parts` trains in full.
+
+    Args:
+        parts: `"encoder"`, `"language_decoder"` or both. r, alpha, dropout: as in peft.
+    """
+
+    parts: list[str] = field(default_factory=list)
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.05

@@ -1,0 +1,208 @@
+"""Rows of the data schema to model inputs.
+
+One micro-batch holds groups, each of one kind of image at one scale: `{"document_x4": {...}, "natural_x1": {...}}`. Within a
+group all images share one grid, so that no attention mask is needed: documents are padded with their paper, which teaches
+margins too.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from modeling_unit.image_processing_unit import UnitImageProcessor
+from modeling_unit.processing_unit import UnitProcessor
+
+from .data.augment import augment_document, composite_picture
+
+
+# Characters that the auxiliary head names: printable ASCII; 0 is "no character", the last class any other character
+CHARACTERS = "".join(chr(code) for code in range(33, 127))
+NO_CHARACTER, OTHER_CHARACTER = 0, len(CHARACTERS) + 1
+NUM_CHARACTER_CLASSES = len(CHARACTERS) + 2
+TEXT_STEP = 64  # text is padded to a multiple of it
+_CLASS_OF = {character: index + 1 for index, character in enumerate(CHARACTERS)}
+
+
+def character_targets(
+    text: str, boxes: np.ndarray, rows: int, cols: int, patch: int, slots: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the characters are.
+
+    Args:
+        text: the target text. boxes: `(len(text), 4)` in pixels, zero area for white space.
+        rows, cols, patch: the grid. slots: characters named in each patch.
+
+    Returns:
+        classes `(rows * cols, slots)`: class ids of the characters whose centres lie in each patch, in text order, 0 where
+        there is none (a patch with more characters than slots keeps the first ones);
+        places `(len(text),)`: index of the patch of each character, -1 for white space.
+    """
+    classes = np.zeros((rows * cols, slots), dtype=np.int64)
+    places = np.full(len(text), -1, dtype=np.int64)
+    if len(boxes) != len(text):
+        return classes, places
+    used = np.zeros(rows * cols, dtype=np.int64)
+    # The column comes from the character's own middle, the row from its line's: a comma belongs to its line
+    middles = (boxes[:, 1] + boxes[:, 3]) / 2
+    start = 0
+    for line in text.split("\n"):
+        stop = start + len(line)
+        inside = boxes[start:stop, 2] > boxes[start:stop, 0]
+        if inside.any():
+            row = int(np.median(middles[start:stop][inside]) // patch)
+            row = min(max(row, 0), rows - 1)
+            columns = ((boxes[start:stop, 0] + boxes[start:stop, 2]) / 2 // patch).astype(np.int64).clip(0, cols - 1)
+            for offset in np.flatnonzero(inside):
+                place = row * cols + int(columns[offset])
+                places[start + offset] = place
+                if used[place] < slots:
+                    classes[place, used[place]] = _CLASS_OF.get(line[offset], OTHER_CHARACTER)
+                    used[place] += 1
+        start = stop + 1
+    return classes, places
+
+
+@dataclass
+class GroupCollator:
+    """Collates one group.
+
+    Keys in: rows of the schema (`image` as bytes, `text`, `task`, `kind`, `char_boxes`).
+    Keys out: `pixel_values` (B, 3, H, W), `input_ids`, `labels`, `attention_mask` (B, T) padded on the right; documents with
+    boxes also `character_classes` (B, N, slots) and `token_places` (B, T), the visual token each label should look at, -1
+    for none; natural pictures at x4 also `teacher_pixel_values` (B, 3, h, w), the same pictures at x1.
+
+    Worked example: a chunk "Hi" on a 1 x 2 grid, one visual token a patch, prompt `<ocr>` gives
+    input_ids `[img, img, <ocr>, H, i, <eos>]`, labels `[-100, -100, -100, H, i, <eos>]`.
+
+    Args:
+        processor: its prompts, tokenizer and image processor are the model's.
+        kind: `"natural"` or `"document"`. scale: 1 or 4.
+        character_slots: 0 for no character targets.
+    """
+
+    processor: UnitProcessor
+    kind: str
+    scale: int
+    character_slots: int = 0
+
+    @property
+    def image_processor(self) -> UnitImageProcessor:
+        return self.processor.image_processor
+
+    def __call__(
+        self,
+        rows: Sequence[dict[str, Any]],
+        rng: np.random.Generator | None,
+        shape: tuple[int, int, int] = (0, 0, 0),
+    ) -> dict[str, torch.Tensor]:
+        """`rng` changes the images, `None` leaves them. `shape`: rows, columns and text tokens to pad to, 0 for as needed."""
+        if self.kind == "natural":
+            return self._natural(rows, rng)
+        return self._documents(rows, rng, shape)
+
+    def _natural(self, rows, rng):
+        processor = self.image_processor
+        side = int(round(processor.area(self.scale) ** 0.5))
+        batch: dict[str, list] = {"pixels": [], "small": []}
+        for row in rows:
+            picture = composite_picture(_open(row), rng, side)
+            batch["pixels"].append(processor.normalize(processor.resize(picture, "natural", self.scale)))
+            if self.scale != 1:
+                batch["small"].append(processor.normalize(processor.resize(picture, "natural", 1)))
+        out = {"pixel_values": torch.from_numpy(np.stack(batch["pixels"]))}
+        if batch["small"]:
+            out["teacher_pixel_values"] = torch.from_numpy(np.stack(batch["small"]))
+        rows_, cols = (size // processor.patch_size for size in out["pixel_values"].shape[-2:])
+        texts = [(row["text"], row["task"], None) for row in rows]
+        return out | self._texts(texts, rows_, cols)
+
+    def _documents(self, rows, rng, shape):
+        processor = self.image_processor
+        patch = processor.patch_size
+        images, boxes = [], []
+        for row in rows:
+            image = _open(row).convert("L")
+            box = np.asarray(row["char_boxes"], dtype=np.float32).reshape(-1, 4)
+            if rng is not None:
+                image, box = augment_document(image, box, rng)
+            width, height = processor._document_size(image.width, image.height, self.scale)
+            if shape[0]:
+                fit = min(1.0, shape[1] * patch / width, shape[0] * patch / height)
+                width, height = int(width * fit), int(height * fit)
+            if (width, height) != image.size:
+                box = box * np.array([width / image.width, height / image.height] * 2, dtype=np.float32)
+                image = image.resize((width, height), Image.Resampling.LANCZOS)
+            images.append(image)
+            boxes.append(box)
+        grid_rows = shape[0] or max(-(-image.height // patch) for image in images)
+        grid_cols = shape[1] or max(-(-image.width // patch) for image in images)
+        pixels, classes, texts = [], [], []
+        for row, image, box in zip(rows, images, boxes):
+            array = np.asarray(image)
+            paper = int(np.median(np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]])))
+            spare_y, spare_x = grid_rows * patch - image.height, grid_cols * patch - image.width
+            # a chunk may stand anywhere in its spare paper, or the model learns that text starts at the corner
+            top = int(rng.integers(0, min(spare_y, patch) + 1)) if rng is not None else 0
+            left = int(rng.integers(0, min(spare_x, patch) + 1)) if rng is not None else 0
+            canvas = np.full((grid_rows * patch, grid_cols * patch), paper, dtype=np.uint8)
+            canvas[top : top + image.height, left : left + image.width] = array
+            box = np.where(box[:, 2:3] > box[:, 0:1], box + np.array([left, top, left, top], np.float32), 0)
+            named, places = character_targets(
+                row["text"], box, grid_rows, grid_cols, patch, max(1, self.character_slots)
+            )
+            classes.append(named)
+            texts.append((row["text"], row["task"], places if len(box) else None))
+            pixels.append(canvas)
+        gray = torch.from_numpy(np.stack(pixels)).float().div_(255.0).unsqueeze(1)  # (B, 1, H, W)
+        mean = torch.tensor(processor.image_mean).view(1, 3, 1, 1)
+        std = torch.tensor(processor.image_std).view(1, 3, 1, 1)
+        out = {"pixel_values": (gray - mean) / std if processor.do_normalize else gray.expand(-1, 3, -1, -1)}
+        if self.character_slots:
+            out["character_classes"] = torch.from_numpy(np.stack(classes))
+        return out | self._texts(texts, grid_rows, grid_cols, shape[2])
+
+    def _texts(self, texts, rows: int, cols: int, text_tokens: int = 0) -> dict[str, torch.Tensor]:
+        tokenizer = self.processor.tokenizer
+        visual = self.processor.num_visual_tokens(rows, cols)
+        one_to_one = self.processor.num_queries is None and self.processor.unshuffle == 1
+        sequences = []
+        for text, task, places in texts:
+            prompt = self.processor.prompt_ids(task)
+            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            target = encoded["input_ids"] + [tokenizer.eos_token_id]
+            looks = np.full(len(target), -1, dtype=np.int64)
+            if places is not None and one_to_one:
+                starts = np.array([begin for begin, _ in encoded["offset_mapping"]], dtype=np.int64)
+                looks[: len(starts)] = places[starts] if len(starts) else -1
+            head = [self.processor.image_token_id] * visual + list(prompt)
+            sequences.append((head, target, looks))
+        longest = max(len(head) + len(target) for head, target, _ in sequences)
+        # few lengths, for the reason given in data/mixture.py
+        text_tokens = max(text_tokens, longest - visual)
+        longest = visual + -(-text_tokens // TEXT_STEP) * TEXT_STEP
+        shape = (len(sequences), longest)
+        input_ids = np.full(shape, tokenizer.pad_token_id, dtype=np.int64)
+        labels = np.full(shape, -100, dtype=np.int64)
+        mask = np.zeros(shape, dtype=np.int64)
+        looks_at = np.full(shape, -1, dtype=np.int64)
+        for index, (head, target, looks) in enumerate(sequences):
+            start, stop = len(head), len(head) + len(target)
+            input_ids[index, :start] = head
+            input_ids[index, start:stop] = target
+            labels[index, start:stop] = target
+            looks_at[index, start:stop] = looks
+            mask[index, :stop] = 1
+        out = {"input_ids": input_ids, "labels": labels, "attention_mask": mask, "token_places": looks_at}
+        return {key: torch.from_numpy(value) for key, value in out.items()}
+
+
+def _open(row: dict[str, Any]) -> Image.Image:
+    image = row["image"]
+    return Image.open(io.BytesIO(image["bytes"])) if isinstance(image, dict) else image

@@ -1,0 +1,40 @@
+"""LoRA by peft: encoder, language decoder, or both; everything else trains in full or is frozen as the recipe says."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .arguments import LoraArguments
+
+
+# Module names inside each part, matched with the part's prefix so that adapters do not leak from one part to another
+TARGETS = {
+    "encoder": r"vision_model\..*\.(qkv|proj|fc1|fc2|q_proj|k_proj|v_proj|out_proj|query|key|value|dense)",
+    "language_decoder": r"language_model\..*\.(q_proj|k_proj|v_proj|o_proj|out_proj|fc1|fc2|gate_proj|up_proj|down_proj)",
+}
+# Trained in full beside the adapters: they start from nothing
+FULL_PARTS = ["connector", "vision_decoder"]
+
+
+def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
+    """Wrap a model with LoRA adapters on the parts named, or return it as it is when there are none.
+
+    Raises:
+        ValueError: for a part that takes no adapter.
+    """
+    if not arguments.parts:
+        return model
+    unknown = set(arguments.parts) - set(TARGETS)
+    if unknown:
+        raise ValueError(f"LoRA takes the parts {', '.join(TARGETS)}; unknown: {sorted(unknown)}.")
+    from peft import LoraConfig, get_peft_model
+
+    pattern = "|".join(TARGETS[part] for part in arguments.parts)
+    config = LoraConfig(
+        r=arguments.r,
+        lora_alpha=arguments.alpha,
+        lora_dropout=arguments.dropout,
+        target_modules=rf"({pattern})",
+        modules_to_save=FULL_PARTS,
+    )
+    return get_peft_model(model, config)

@@ -1,0 +1,126 @@
+"""Parameter groups and optimisers.
+
+AdamW is the paper's. Muon on the matrices is ours for encoders from scratch: on two cores it reached in 10 minutes the
+character accuracy that AdamW did not reach in an hour.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+# Part of the model -> pattern of its parameters' names (PEFT puts `base_model.model.` in front)
+PARTS = {
+    "encoder": r"(^|\.)vision_model\.",
+    "connector": r"(^|\.)connector\.",
+    "language_decoder": r"(^|\.)language_model\.",
+    "vision_decoder": r"(^|\.)vision_decoder\.",
+    "projection": r"(^|\.)visual_projection\.",
+    "heads": r"(^|\.)(character_head|imagenet_head|logit_scale)",
+}
+
+
+def part_of(name: str) -> str:
+    """Part of the model that a parameter belongs to, by its name.
+
+    Raises:
+        ValueError: for a name outside of all parts.
+    """
+    for part, pattern in PARTS.items():
+        if re.search(pattern, name):
+            return part
+    raise ValueError(f"The parameter {name!r} belongs to no known part ({', '.join(PARTS)}).")
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """A weight that Muon may take: a hidden matrix, not an embedding, a table of positions or an output head."""
+    outer = ("embed", "lm_head", "projection", "queries", "prefix_tokens", "head.")
+    return parameter.ndim == 2 and not any(word in name for word in outer)
+
+
+def parameter_groups(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    part_rates: dict[str, float] | None = None,
+    muon_learning_rate: float | None = None,
+) -> list[dict]:
+    """Trainable parameters by part and decay, with names, each with its own learning rate.
+
+    Args:
+        part_rates: multiplier of the learning rate for each part, 1 where not given; 0 would be a frozen part that still
+            costs memory and is refused: freeze it instead.
+        muon_learning_rate: matrices get the key `muon: True` and this rate; `None` for AdamW alone.
+
+    Vectors (biases, norms) and tables of positions are not decayed.
+    """
+    part_rates = part_rates or {}
+    unknown = set(part_rates) - set(PARTS)
+    if unknown:
+        raise ValueError(f"Unknown parts in part_rates: {sorted(unknown)}. Known: {', '.join(PARTS)}.")
+    if any(rate <= 0 for rate in part_rates.values()):
+        raise ValueError(f"part_rates must be positive, got {part_rates}; list a part under `freeze` to keep it still.")
+    groups: dict[tuple, dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = part_of(name)
+        muon = muon_learning_rate is not None and is_matrix(name, parameter)
+        decays = parameter.ndim >= 2 and "position_embedding" not in name and "prefix_tokens" not in name
+        rate = (muon_learning_rate if muon else learning_rate) * part_rates.get(part, 1.0)
+        key = (part, muon, decays)
+        group = groups.setdefault(
+            key,
+            {"params": [], "names": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+            | {"part": part, "muon": muon},
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """`torch.optim.Muon` on the groups marked `muon`, `torch.optim.AdamW` on the others, behind one interface.
+
+    The groups are shared with the inner optimisers, so a learning rate scheduler that writes `group["lr"]` reaches both.
+    """
+
+    def __init__(self, groups: Iterable[dict], momentum: float = 0.95, betas: tuple[float, float] = (0.9, 0.98)):
+        groups = list(groups)
+        muon_groups = [group for group in groups if group["muon"]]
+        adamw_groups = [group for group in groups if not group["muon"]]
+        self.inner = []
+        if muon_groups:
+            # match_rms_adamw: updates as large as AdamW's, so one weight decay and schedule serve both
+            self.inner.append(torch.optim.Muon(muon_groups, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
+        if adamw_groups:
+            self.inner.append(torch.optim.AdamW(adamw_groups, betas=betas))
+        super().__init__([group for optimizer in self.inner for group in optimizer.param_groups], {})
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        self.param_groups = [group for optimizer in self.inner for group in optimizer.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for optimizer in self.inner:
+            optimizer.step()
+        return loss
+
+    def state_dict(self) -> dict:
+        return {"inner": [optimizer.state_dict() for optimizer in self.inner]}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        if len(state_dict["inner"]) != len(self.inner):
+            raise ValueError("The saved optimizer has other parts than this one: the recipe changed between runs.")
+        for optimizer, state in zip(self.inner, state_dict["inner"]):
+            optimizer.load_state_dict(state)
+        self._share_groups()

@@ -1,0 +1,284 @@
+"""Recipes: one YAML file describes a run, from where the weights come to what is saved.
+
+`unit train RECIPE.yaml [key=value ...]` reads it, prints what trains, goes on from the last checkpoint in `output_dir` when
+there is one, and writes the trained model to `output_dir`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from modeling_unit import (
+    UnitConfig,
+    UnitForPreTraining,
+    UnitImageProcessor,
+    UnitProcessor,
+    UnitVisionConfig,
+)
+
+from .arguments import LoraArguments, UnitTrainingArguments
+from .collator import NUM_CHARACTER_CLASSES, GroupCollator
+from .data.mixture import GroupArguments, GroupPlan, MixtureDataset, SourceArguments
+from .lora import add_lora
+from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
+from .tokenizer import TASK_TOKENS, byte_tokenizer
+from .trainer import InterScaleTrainer, IntraScaleTrainer, freeze_parts, trainable_table
+
+
+logger = logging.getLogger(__name__)
+STAGES = ("teacher", "intra_scale", "inter_scale")
+
+
+@dataclass
+class Recipe:
+    """What a run is.
+
+    Args:
+        stage: `"teacher"` (stage zero), `"intra_scale"` (stage 1) or `"inter_scale"` (stage 2).
+        start: folder or Hub id of a full UNIT model to go on from. Without it, `model` describes a new one.
+        teacher: folder or Hub id of the frozen teacher; a new model's encoder starts from it.
+        model: `vision_config`, `connector_config`, `text_config`, ... of a new model, as in [`UnitConfig`].
+        image_processor: settings of [`UnitImageProcessor`] of a new model.
+        groups: rows of each kind and scale in a micro-batch (stages 1 and 2).
+        pictures, pictures_per_batch: data set and batch of stage zero.
+        training: settings of [`UnitTrainingArguments`].
+        lora: settings of [`LoraArguments`].
+        threads: CPU threads; 0 leaves torch's choice.
+    """
+
+    stage: str
+    start: str | None = None
+    teacher: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    image_processor: dict[str, Any] = field(default_factory=dict)
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    pictures: str | None = None
+    pictures_per_batch: int = 64
+    training: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
+    threads: int = 0
+
+
+def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe and lay `key=value` overrides over it (`training.max_steps=100`; values are YAML).
+
+    Raises:
+        ValueError: a missing file, no mapping, an unknown key (the nearest known one is suggested), an unknown stage.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no recipe at {path}.")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a mapping with the key `stage`.")
+    for override in overrides or []:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise ValueError(f"An override must look like key=value, got {override!r}.")
+        place = data
+        *parents, last = key.strip().split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"{key!r} leads into {parent!r}, which is no mapping.")
+        place[last] = yaml.safe_load(value)
+    _check_keys(data, Recipe, "the recipe")
+    if data.get("stage") not in STAGES:
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {data.get('stage')!r}.")
+    _check_keys(data.get("training") or {}, UnitTrainingArguments, "`training`")
+    _check_keys(data.get("lora") or {}, LoraArguments, "`lora`")
+    for group in data.get("groups") or []:
+        _check_keys(group, GroupArguments, "a group")
+        for source in group.get("sources") or []:
+            _check_keys(source, SourceArguments, "a source")
+    return Recipe(**data)
+
+
+def _check_keys(given: dict[str, Any], target: type, where: str) -> None:
+    known = [each.name for each in dataclasses.fields(target)]
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known[:12])} ..."
+            raise ValueError(f"Unknown key {key!r} in {where}.{hint}")
+
+
+def new_image_processor(recipe: Recipe) -> UnitImageProcessor:
+    return UnitImageProcessor(**recipe.image_processor)
+
+
+def new_model(recipe: Recipe) -> tuple[UnitForPreTraining, UnitProcessor]:
+    """A new model whose encoder is the teacher's, with a byte tokenizer and a decoder from scratch."""
+    if recipe.teacher is None:
+        raise ValueError("A new model needs `teacher`: its encoder starts from the teacher's weights [paper].")
+    teacher = AutoModel.from_pretrained(recipe.teacher)
+    tokenizer = byte_tokenizer()
+    settings = dict(recipe.model)
+    text_config = dict(settings.pop("text_config", {}))
+    text_config |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    text_config |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    projection = load_projection(recipe.teacher)
+    config = UnitConfig(
+        vision_config=teacher.config,
+        text_config=text_config,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        projection_dim=0 if projection is None else projection.shape[0],
+        num_character_classes=NUM_CHARACTER_CLASSES if recipe.training.get("character_weight") else 0,
+        **settings,
+    )
+    model = UnitForPreTraining(config)
+    model.vision_model.load_state_dict(teacher.state_dict())
+    if projection is not None:
+        with torch.no_grad():
+            model.visual_projection.weight.copy_(projection)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.bos_token_id = None
+    model.generation_config.do_sample = False
+    model.generation_config.max_new_tokens = 512
+    connector = config.connector_config
+    processor = UnitProcessor(
+        new_image_processor(recipe),
+        tokenizer,
+        task_prompts=TASK_TOKENS,
+        unshuffle=connector.unshuffle,
+        num_queries=connector.num_queries if connector.connector_type == "qformer" else None,
+    )
+    return model, processor
+
+
+def main(path: str | Path, overrides: list[str] | None = None) -> Path:
+    """Run a recipe; returns the folder of the trained model."""
+    recipe = read_recipe(path, overrides)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    settings = {"report_to": "none", "remove_unused_columns": False, "per_device_train_batch_size": 1}
+    settings |= {"dataloader_num_workers": 0, "label_names": ["labels"], "save_total_limit": 2}
+    settings["use_cpu"] = not torch.accelerator.is_available()  # bf16 on a CPU must be asked for
+    arguments = UnitTrainingArguments(**(settings | recipe.training))
+    if arguments.max_steps <= 0:
+        raise ValueError("A recipe needs training.max_steps: the mixture has no end of its own.")
+    set_seed(arguments.seed)
+    started = time.time()
+    trainer, finish = (_teacher_run if recipe.stage == "teacher" else _stage_run)(recipe, arguments)
+    print(trainable_table(trainer.model), flush=True)
+    checkpoint = get_last_checkpoint(arguments.output_dir) if os.path.isdir(arguments.output_dir) else None
+    if checkpoint:
+        print(f"Going on from {checkpoint}", flush=True)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    out = Path(arguments.output_dir)
+    finish(out)
+    write_log(out, recipe, trainer.state.log_history, time.time() - started)
+    print(f"Saved to {out}", flush=True)
+    return out
+
+
+def _teacher_run(recipe: Recipe, arguments: UnitTrainingArguments):
+    processor = new_image_processor(recipe)
+    model = TeacherModel(UnitVisionConfig(**recipe.model.get("vision_config", {})))
+    data = PictureTargets(
+        recipe.pictures or "pictures-train", processor, recipe.pictures_per_batch, arguments.max_steps, arguments.seed
+    )
+    trainer = TeacherTrainer(model=model, args=arguments, train_dataset=data)
+
+    def finish(out: Path) -> None:
+        save_teacher(model, out)
+        processor.save_pretrained(out)
+
+    return trainer, finish
+
+
+def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
+    if recipe.start:
+        overrides = {}
+        if not arguments.character_weight:
+            overrides["num_character_classes"] = 0  # the auxiliary head is thrown away with its loss
+        model = AutoModelForPreTraining.from_pretrained(recipe.start, **overrides)
+        processor = AutoProcessor.from_pretrained(recipe.start)
+    else:
+        model, processor = new_model(recipe)
+    if arguments.alignment_weight:
+        # its loss reads the attention weights, which only the eager implementation returns
+        model.language_model.set_attn_implementation("eager")
+    teacher = None
+    if arguments.vision_weight:
+        if recipe.teacher is None:
+            raise ValueError("`teacher` is missing: L_vis needs the frozen teacher (or set training.vision_weight=0).")
+        teacher = AutoModel.from_pretrained(recipe.teacher)
+        if teacher.config.hidden_size != model.config.vision_decoder_config.output_size:
+            raise ValueError(
+                f"The teacher's width is {teacher.config.hidden_size}, the vision decoder gives "
+                f"{model.config.vision_decoder_config.output_size}."
+            )
+    plans = []
+    for group in recipe.groups:
+        group = dict(group)
+        group["sources"] = [SourceArguments(**source) for source in group.get("sources", [])]
+        settings = GroupArguments(**group)
+        slots = model.config.character_slots if arguments.character_weight else 0
+        plans.append(GroupPlan(settings, GroupCollator(processor, settings.kind, settings.scale, slots), arguments.seed))
+    data = MixtureDataset(plans, arguments.max_steps * arguments.gradient_accumulation_steps)
+    model = add_lora(model, LoraArguments(**recipe.lora))
+    if model.config.projection_dim:
+        freeze_parts(model, ["projection"])  # the teacher's, kept as it is
+    freeze_parts(model, arguments.freeze)
+    stage = IntraScaleTrainer if recipe.stage == "intra_scale" else InterScaleTrainer
+    trainer = stage(model=model, args=arguments, train_dataset=data, teacher=teacher)
+
+    def finish(out: Path) -> None:
+        merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+        merged.language_model.set_attn_implementation("sdpa")
+        merged.save_pretrained(out)
+        processor.save_pretrained(out)
+
+    return trainer, finish
+
+
+def write_log(out: Path, recipe: Recipe, history: list[dict], seconds: float) -> None:
+    """`recipe.json`, `log.jsonl` (one line a logging step) and `curve.png` beside the weights."""
+    (out / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe) | {"seconds": round(seconds)}, indent=1))
+    (out / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    draw_curves(history, out / "curve.png")
+
+
+def draw_curves(history: list[dict], path: Path) -> None:
+    """Every logged term against steps, as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    skipped = {"step", "epoch", "learning_rate", "grad_norm"}
+    keys = sorted({key for entry in history for key in entry if "loss" in entry} - skipped)
+    if not keys:
+        return
+    columns = 3
+    rows = -(-len(keys) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4 * columns, 2.4 * rows), squeeze=False)
+    for axis in axes.flat[len(keys) :]:
+        axis.axis("off")
+    for key, axis in zip(keys, axes.flat):
+        points = [(entry["step"], entry[key]) for entry in history if key in entry and "loss" in entry]
+        axis.plot(*zip(*points), linewidth=1)
+        axis.set_title(key, fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)

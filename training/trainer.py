@@ -1,0 +1,207 @@
+"""The two stages as `Trainer` subclasses over one base."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import SequentialSampler
+from transformers import Trainer
+
+from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput
+
+from .arguments import UnitTrainingArguments
+from .losses import alignment_loss, character_loss
+from .optim import MuonWithAdamW, parameter_groups, part_of
+
+
+def freeze_parts(model: nn.Module, parts: list[str]) -> None:
+    """Stop the gradients of whole parts (`encoder`, `connector`, `language_decoder`, ...)."""
+    for name, parameter in model.named_parameters():
+        if part_of(name) in parts:
+            parameter.requires_grad_(False)
+
+
+def trainable_table(model: nn.Module) -> str:
+    """What trains, part by part: tensors and parameters, trained and frozen."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for name, parameter in model.named_parameters():
+        entry = counts[part_of(name)]
+        entry[0] += parameter.numel()
+        if parameter.requires_grad:
+            entry[1] += parameter.numel()
+            entry[2] += 1
+    lines = [f"{'part':<18}{'parameters':>14}{'trained':>14}{'tensors':>9}"]
+    for part, (total, trained, tensors) in counts.items():
+        lines.append(f"{part:<18}{total:>14,}{trained:>14,}{tensors:>9}")
+    total, trained, tensors = (sum(entry[index] for entry in counts.values()) for index in range(3))
+    lines.append(f"{'all':<18}{total:>14,}{trained:>14,}{tensors:>9}")
+    return "\n".join(lines)
+
+
+class UnitTrainer(Trainer):
+    """Joint training `L_lan + lambda * L_vis` [paper] on micro-batches of groups (see `training/data/mixture.py`).
+
+    Args:
+        teacher: the encoder as it was before training, frozen [paper]; without it there is no `L_vis`.
+    """
+
+    # groups that a stage must and may have
+    required_groups: frozenset[str] = frozenset()
+    allowed_groups: frozenset[str] = frozenset({"natural_x1", "natural_x4", "document_x1", "document_x4"})
+
+    def __init__(self, *args, teacher: nn.Module | None = None, **kwargs):
+        kwargs.setdefault("data_collator", _only_item)
+        super().__init__(*args, **kwargs)
+        self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
+        if self.teacher is not None:
+            self.teacher.to(self.args.device)
+        self.model_accepts_loss_kwargs = False  # each micro-batch normalises its own loss
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+        # C is drawn from a generator of its own, so that runs with and without a teacher see the same everything else
+        self._sampler = torch.Generator().manual_seed(self.args.seed)
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        plan = getattr(self.train_dataset, "groups", None)
+        if plan is None:
+            return
+        names = {group.arguments.name for group in plan}
+        missing, extra = self.required_groups - names, names - self.allowed_groups
+        if missing or extra:
+            raise ValueError(
+                f"{type(self).__name__} needs the groups {sorted(self.required_groups)} and takes {sorted(self.allowed_groups)}; "
+                f"missing: {sorted(missing) or 'none'}, not taken: {sorted(extra) or 'none'}."
+            )
+
+    # -- loss ---------------------------------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs: dict[str, dict[str, Any]], return_outputs: bool = False, **kwargs):
+        """Sum over the groups of `L_lan`, and of `lambda * L_vis` for natural pictures, plus what the recipe adds."""
+        total, outputs = 0.0, {}
+        for name, batch in inputs.items():
+            loss, outputs[name] = self.group_loss(model, name, dict(batch))
+            total = total + loss
+        return (total, outputs) if return_outputs else total
+
+    def group_loss(self, model, name: str, batch: dict[str, Any]) -> tuple[torch.Tensor, UnitForPreTrainingOutput]:
+        args: UnitTrainingArguments = self.args
+        classes = batch.pop("character_classes", None)
+        places = batch.pop("token_places", None)
+        teacher_pixels = batch.pop("teacher_pixel_values", None)
+        aligned = args.alignment_weight > 0 and places is not None and name.startswith("document")
+        if name.startswith("natural") and self.teacher is not None and args.vision_weight > 0:
+            batch |= self.teacher_targets(batch["pixel_values"] if teacher_pixels is None else teacher_pixels)
+        # forward: pixels -> encoder -> connector -> decoder; labels are shifted inside, -100 is masked
+        output = model(
+            **batch,
+            vision_weight=args.vision_weight,
+            vision_l1_weight=args.vision_l1_weight,
+            output_attentions=aligned,
+        )
+        loss = output.language_loss * args.group_weights.get(name, 1.0)
+        self._log(name, language_loss=output.language_loss)
+        if output.vision_loss is not None:
+            loss = loss + args.vision_weight * output.vision_loss
+            self._log(name, vision_loss=output.vision_loss, vision_cosine=output.vision_cosine, vision_l1=output.vision_l1)
+        if classes is not None and args.character_weight > 0:
+            head = _unwrapped(model).character_head
+            characters, right = character_loss(head(output.image_features.patches), classes)
+            loss = loss + args.character_weight * characters
+            self._log(name, character_loss=characters, character_accuracy=right)
+        if aligned:
+            alignment, peaks = alignment_loss(output.attentions, places)
+            loss = loss + args.alignment_weight * alignment
+            self._log(name, alignment_loss=alignment, alignment_accuracy=peaks)
+        return loss, output
+
+    @torch.no_grad()
+    def teacher_targets(self, pixel_values: torch.Tensor) -> dict[str, Any]:
+        """The teacher's features of pictures at x1 and the random subset C of its tokens [paper]."""
+        patch = self.teacher.config.patch_size
+        features = self.teacher(pixel_values, return_dict=True).last_hidden_state  # (B, S + M, D)
+        draw = torch.rand(features.shape[:2], generator=self._sampler)
+        mask = (draw < self.args.token_sampling_ratio).to(features.device)
+        mask[:, 0] = True  # the class token carries recognition: always among them [ours]
+        grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
+        return {"teacher_features": features, "teacher_grid": grid, "teacher_token_mask": mask}
+
+    # -- what Trainer needs to know ------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, *args, **kwargs):
+        return SequentialSampler(self.train_dataset)  # the plan is shuffled already, and resumes exactly
+
+    def create_optimizer(self, *args, **kwargs):
+        if self.optimizer is None:
+            settings: UnitTrainingArguments = self.args
+            muon = settings.muon_learning_rate if settings.optimizer == "muon" else None
+            groups = parameter_groups(
+                self.model, settings.learning_rate, settings.weight_decay, settings.part_rates, muon
+            )
+            if muon is None:
+                self.optimizer = torch.optim.AdamW(groups, betas=(settings.adam_beta1, settings.adam_beta2))
+            else:
+                self.optimizer = MuonWithAdamW(groups, betas=(settings.adam_beta1, settings.adam_beta2))
+        return self.optimizer
+
+    # -- logging --------------------------------------------------------------------------------------------------------
+
+    def _log(self, group: str, **values: torch.Tensor) -> None:
+        for key, value in values.items():
+            if value is not None:
+                self._sums[f"{group}/{key}"] += float(value.detach())
+                self._counts[f"{group}/{key}"] += 1
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs and self._sums:
+            logs = logs | {key: round(self._sums[key] / self._counts[key], 5) for key in self._sums}
+            self._sums.clear()
+            self._counts.clear()
+        super().log(logs, *args, **kwargs)
+
+    # -- saving -----------------------------------------------------------------------------------------------------------
+
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        state = Path(checkpoint or "") / "sampler_state.safetensors"
+        if state.is_file():
+            from safetensors.torch import load_file
+
+            self._sampler.set_state(load_file(state)["sampler"])
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        from safetensors.torch import save_file
+
+        save_file({"sampler": self._sampler.get_state()}, str(Path(output_dir) / "sampler_state.safetensors"))
+
+
+class IntraScaleTrainer(UnitTrainer):
+    """Stage 1 [paper]: natural pictures at x1 with captions, documents at x4: `L_lan(D_I x1 + D_T x4) + lambda L_vis(D_I x1)`."""
+
+    required_groups = frozenset({"natural_x1", "document_x4"})
+    allowed_groups = required_groups
+
+
+class InterScaleTrainer(UnitTrainer):
+    """Stage 2 [paper]: adds the exchanged scales, natural pictures at x4 and documents at x1."""
+
+    required_groups = frozenset({"natural_x1", "document_x4", "natural_x4", "document_x1"})
+    allowed_groups = required_groups
+
+
+def _only_item(items: list[Any]) -> Any:
+    """The data set's items are whole micro-batches already."""
+    if len(items) != 1:
+        raise ValueError("per_device_train_batch_size must be 1: an item of the mixture is a whole micro-batch.")
+    return items[0]
+
+
+def _unwrapped(model: nn.Module) -> UnitForPreTraining:
+    while hasattr(model, "module"):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
