@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
-from .configuration_unit import PREFIX_TOKENS, UnitConfig, UnitVisionConfig, UnitVisionDecoderConfig
+from .configuration_unit import PREFIX_TOKENS, UnitConfig, UnitVisionDecoderConfig
 from .connector_unit import CONNECTORS, UnitQFormerConnector
 from .encoder_unit import UnitPreTrainedModel, UnitVisionModel
 
@@ -160,7 +160,8 @@ class UnitComposedModel(UnitPreTrainedModel):
             init.normal_(module.queries, mean=0.0, std=self.config.initializer_range)
 
     def _make_vision_model(self, config: UnitConfig) -> nn.Module:
-        if isinstance(config.vision_config, UnitVisionConfig):
+        # by model_type: loaded as remote code, the configuration's class may come from another copy of its file
+        if config.vision_config.model_type == "unit_vision_model":
             return UnitVisionModel._from_config(config.vision_config)
         return AutoModel.from_config(config.vision_config)
 
@@ -172,7 +173,7 @@ class UnitComposedModel(UnitPreTrainedModel):
         vision_config = self.config.vision_config
         patch = vision_config.patch_size
         rows, cols = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
-        if isinstance(vision_config, UnitVisionConfig):
+        if vision_config.model_type == "unit_vision_model":
             output = self.vision_model(pixel_values, spatial_shapes=spatial_shapes, return_dict=True)
             mask = self.vision_model._patch_mask(pixel_values, spatial_shapes)
             return output.last_hidden_state[:, :1], output.last_hidden_state[:, 1:], mask, (rows, cols)
