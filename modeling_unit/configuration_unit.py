@@ -7,6 +7,7 @@ released, [ours] a choice of this project where both are silent.
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 # OpenAI CLIP's channel statistics, for pixels in [0, 1]; the released encoders use them [code]
@@ -38,6 +39,27 @@ def _positive_int(config: PreTrainedConfig, *names: str) -> None:
         value = getattr(config, name)
         ok = isinstance(value, int) and not isinstance(value, bool) and value > 0
         _require(ok, f"{type(config).__name__}.{name} must be a positive whole number, got {value!r}.")
+
+
+def _whole_number(config: PreTrainedConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        ok = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        _require(ok, f"{type(config).__name__}.{name} must be a whole number, 0 or more, got {value!r}.")
+
+
+def _numbers(values: Any) -> bool:
+    """Whether this is a sequence of numbers."""
+    return isinstance(values, (list, tuple)) and all(_number(value) for value in values)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _known_activation(config: PreTrainedConfig) -> None:
+    known = config.hidden_act in ACT2FN
+    _require(known, f"{type(config).__name__}.hidden_act {config.hidden_act!r} is no activation of transformers.")
 
 
 class UnitVisionConfig(PreTrainedConfig):
@@ -111,20 +133,30 @@ class UnitVisionConfig(PreTrainedConfig):
         if self.register_multiple is not None:
             _positive_int(self, "register_multiple")
         _require(self.pooling in ("cls", "mean"), f'pooling must be "cls" or "mean", got {self.pooling!r}.')
+        _known_activation(self)
+        for name in ("cpe_drop_prob", "attention_dropout"):
+            value = getattr(self, name)
+            _require(_number(value) and 0.0 <= value <= 1.0, f"{name} must lie between 0 and 1, got {value!r}.")
         _require(
-            0.0 <= self.cpe_drop_prob <= 1.0, f"cpe_drop_prob must lie between 0 and 1, got {self.cpe_drop_prob}."
+            _number(self.cpe_min_scale) and 0.0 < self.cpe_min_scale <= 1.0,
+            f"cpe_min_scale must lie in (0, 1], got {self.cpe_min_scale!r}.",
         )
-        _require(0.0 < self.cpe_min_scale <= 1.0, f"cpe_min_scale must lie in (0, 1], got {self.cpe_min_scale}.")
         _require(
-            len(self.cpe_aspect) == 2 and 0 < self.cpe_aspect[0] <= self.cpe_aspect[1],
-            f"cpe_aspect must be (smallest, largest), both positive, got {self.cpe_aspect}.",
+            _number(self.layer_norm_eps) and self.layer_norm_eps > 0,
+            f"layer_norm_eps must be positive, got {self.layer_norm_eps!r}.",
+        )
+        aspect = self.cpe_aspect
+        _require(
+            _numbers(aspect) and len(aspect) == 2 and 0 < aspect[0] <= aspect[1],
+            f"cpe_aspect must be (smallest, largest), both positive, got {aspect}.",
         )
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
             _require(
-                len(values) == self.num_channels,
+                _numbers(values) and len(values) == self.num_channels,
                 f"{name} needs one value for each of the {self.num_channels} channels, got {values}.",
             )
+            _require(name == "image_mean" or min(values) > 0, f"image_std must be positive, got {values}.")
             setattr(self, name, list(values))
         self.cpe_aspect = list(self.cpe_aspect)
 
@@ -179,7 +211,7 @@ class UnitConnectorConfig(PreTrainedConfig):
             f'connector_type must be "qformer" or "mlp", got {self.connector_type!r}.',
         )
         _positive_int(self, "num_queries", "num_hidden_layers", "num_attention_heads", "cross_attention_frequency")
-        _positive_int(self, "unshuffle")
+        _positive_int(self, "unshuffle", *([] if self.hidden_size is None else ["hidden_size"]))
 
 
 class UnitVisionDecoderConfig(PreTrainedConfig):
@@ -207,6 +239,7 @@ class UnitVisionDecoderConfig(PreTrainedConfig):
         if self.output_size is None:
             self.output_size = self.input_size
         _positive_int(self, "input_size", "hidden_size", "output_size")
+        _known_activation(self)
 
 
 # OPT-125M in shape, the paper's language decoder [paper]
@@ -254,6 +287,11 @@ class UnitConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.vision_config = self._sub_config("vision_config", self.vision_config, UnitVisionConfig, {})
+        _require(
+            self.vision_config.model_type in PREFIX_TOKENS,
+            f"The encoder architecture {self.vision_config.model_type!r} is not supported. Supported: "
+            f"{', '.join(sorted(PREFIX_TOKENS))}.",
+        )
         self.connector_config = self._sub_config("connector_config", self.connector_config, UnitConnectorConfig, {})
         self.text_config = self._sub_config("text_config", self.text_config, None, _OPT_125M)
         if not isinstance(self.vision_decoder_config, PreTrainedConfig):
@@ -266,15 +304,12 @@ class UnitConfig(PreTrainedConfig):
         )
         super().__post_init__(**kwargs)
         _require(
-            self.vision_config.model_type in PREFIX_TOKENS,
-            f"The encoder architecture {self.vision_config.model_type!r} is not supported. Supported: "
-            f"{', '.join(sorted(PREFIX_TOKENS))}.",
-        )
-        _require(
             self.vision_decoder_config.input_size == self.vision_config.hidden_size,
             f"vision_decoder_config.input_size ({self.vision_decoder_config.input_size}) must be the encoder's "
             f"hidden_size ({self.vision_config.hidden_size}).",
         )
+        _whole_number(self, "image_token_id", "projection_dim", "num_character_classes")
+        _positive_int(self, "character_slots")
 
     @staticmethod
     def _sub_config(name: str, given: Any, default_class: Any, defaults: dict) -> PreTrainedConfig:

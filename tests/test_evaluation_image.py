@@ -1,0 +1,232 @@
+"""Claims about the image evaluation, with vectors small enough to do by hand."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.evaluation.image import (
+    bootstrap_interval,
+    evaluate_images,
+    knn_accuracy,
+    knn_correct,
+    linear_cka,
+    zero_shot_accuracy,
+    zero_shot_ranks,
+)
+
+EAST, NORTH, NORTH_EAST = [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]
+
+
+def test_neighbours_of_the_same_style_do_not_count():
+    # Each picture's twin has its own style and its own label; across styles the labels are swapped.
+    features = [EAST, EAST, NORTH, NORTH]
+    styles = ["ink", "ink", "oil", "oil"]
+    assert knn_accuracy(features, ["a", "a", "b", "b"], styles, k=1) == 0.0
+    assert knn_accuracy(features, ["a", "a", "b", "b"], ["ink", "oil", "ink", "oil"], k=1) == 1.0
+
+
+def test_the_majority_of_k_neighbours_wins():
+    # The query points east. Nearest is one "b", then two "a": with one vote it is wrong, with three it is right.
+    features = [EAST, [1.0, 0.1], [1.0, 0.2], [1.0, 0.3], [-1.0, 0.0], [-1.0, 0.1], [-1.0, 0.2]]
+    labels = ["a", "b", "a", "a", "c", "c", "c"]
+    styles = ["query", "x", "x", "x", "y", "y", "y"]
+    assert not knn_correct(features, labels, styles, k=1)[0]
+    assert knn_correct(features, labels, styles, k=3)[0]
+
+
+def test_equal_votes_go_to_the_nearer_kind():
+    features = [EAST, [1.0, 0.1], [1.0, 0.5]]
+    assert knn_correct(features, ["a", "a", "b"], ["q", "x", "y"], k=2)[0]
+    assert not knn_correct(features, ["a", "b", "a"], ["q", "x", "y"], k=2)[0]
+
+
+def test_neighbours_ignore_the_length_of_features():
+    features = [EAST, [100.0, 0.0], [0.0, 0.001], [0.0, 7.0]]
+    assert knn_accuracy(features, ["a", "a", "b", "b"], ["p", "q", "p", "q"], k=1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("labels", "styles", "k", "message"),
+    [
+        (["a"], ["p", "q"], 1, "1 labels"),
+        (["a", "b"], ["p", "p"], 1, "fewer than k"),
+        (["a", "b"], ["p", "q"], 0, "at least 1"),
+    ],
+)
+def test_knn_refuses_what_it_cannot_score(labels, styles, k, message):
+    with pytest.raises(ValueError, match=message):
+        knn_correct([EAST, NORTH], labels, styles, k)
+
+
+def test_knn_refuses_features_that_are_not_finite():
+    with pytest.raises(ValueError, match="not finite"):
+        knn_correct([EAST, [np.nan, 0.0]], ["a", "b"], ["p", "q"], 1)
+
+
+def test_zero_shot_top1_and_top5_by_hand():
+    classes = np.eye(6)
+    images = [
+        [9, 1, 0, 0, 0, 0],  # right at once: class 0
+        [9, 1, 0.5, 0.4, 0.3, 0.2],  # class 4 is fifth
+        [9, 1, 0.5, 0.4, 0.3, 0.2],  # class 5 is sixth
+        [0, 0, 0, 2, 0, 0],  # right at once: class 3
+    ]
+    labels = [0, 4, 5, 3]
+    assert zero_shot_ranks(images, classes, labels).tolist() == [0, 4, 5, 0]
+    assert zero_shot_accuracy(images, classes, labels) == {"top1": 0.5, "top5": 0.75}
+
+
+def test_equal_embeddings_score_nothing():
+    assert zero_shot_accuracy(np.ones((3, 2)), np.ones((4, 2)), [0, 1, 2])["top1"] == 0.0
+
+
+def test_a_label_beyond_the_classes_is_refused():
+    with pytest.raises(ValueError, match=r"\[0, 2\)"):
+        zero_shot_ranks([EAST], [EAST, NORTH], [2])
+
+
+def test_cka_is_one_up_to_rotation_shift_and_scale():
+    x = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
+    rotated = x @ np.array([[0.0, 1.0], [-1.0, 0.0]]) * 5 + 7
+    assert linear_cka(x, rotated) == pytest.approx(1.0)
+
+
+def test_cka_of_uncorrelated_columns_is_zero():
+    assert linear_cka([[1.0], [1.0], [-1.0], [-1.0]], [[1.0], [-1.0], [1.0], [-1.0]]) == pytest.approx(0.0)
+
+
+def test_cka_by_hand_where_one_of_two_equal_columns_is_shared():
+    # x has two orthogonal columns of one length, y is the first: |x'y|^2 / (|x'x| |y'y|) = 16 / (4 sqrt(2) * 4).
+    x = [[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]
+    assert linear_cka(x, [[1.0], [1.0], [-1.0], [-1.0]]) == pytest.approx(1 / np.sqrt(2))
+
+
+def test_cka_of_constant_features_is_refused():
+    with pytest.raises(ValueError, match="constant"):
+        linear_cka([[1.0], [1.0]], [[1.0], [2.0]])
+
+
+def test_interval_of_equal_values_has_no_width():
+    assert bootstrap_interval([1.0] * 9) == (1.0, 1.0)
+
+
+def test_interval_matches_the_normal_approximation():
+    # 400 coin throws, half heads: 0.5 +- 1.96 * sqrt(0.25 / 400) = 0.451 to 0.549.
+    low, high = bootstrap_interval([0, 1] * 200)
+    assert low == pytest.approx(0.451, abs=0.006)
+    assert high == pytest.approx(0.549, abs=0.006)
+
+
+def test_interval_is_the_same_for_the_same_seed_and_wider_for_groups_that_agree():
+    values = [0] * 50 + [1] * 50
+    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
+    groups = [i // 10 for i in range(100)]  # ten groups of ten equal values: sqrt(10) times the width
+    low, high = bootstrap_interval(values)
+    group_low, group_high = bootstrap_interval(values, groups)
+    assert 2.5 < (group_high - group_low) / (high - low) < 4.0
+
+
+def test_interval_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap_interval([])
+
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 255)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three kinds, discs of three colours, each in three styles that differ in transparency."""
+    import torch
+    from safetensors.torch import save_file
+
+    from training.data.pictures import write_shards
+
+    rows = []
+    for kind, colour in COLOURS.items():
+        for alpha, style in ((255, "ink"), (220, "oil"), (190, "gcompris-photo")):
+            buffer = io.BytesIO()
+            Image.new("RGBA", (20, 20), (*colour, alpha)).save(buffer, "PNG")
+            rows.append(
+                {
+                    "image": {"bytes": buffer.getvalue(), "path": f"{style}/{kind}.png"}, "text": f"a {kind} square",
+                    "task": "caption", "kind": "natural", "char_boxes": [], "x_height": 0.0, "source": "test",
+                    "license": "none", "split": "validation", "concept": kind, "group": "", "style": style,
+                    "family": style, "keywords": [], "author": "",
+                }
+            )  # fmt: skip
+    write_shards(rows, tmp_path)
+    (tmp_path / "concept_names.json").write_text(json.dumps(sorted(COLOURS)))  # blue, green, red
+    save_file(
+        {"embeddings": torch.eye(3).flip(1)}, tmp_path / "concept_sentence.safetensors"
+    )  # in order red green blue
+    return tmp_path
+
+
+def mean_colour(pictures):
+    """(n, 3): mean deviation of each channel from the mean of all, a perfect feature for coloured squares."""
+    means = np.stack([np.asarray(p, dtype=np.float32).mean(axis=(0, 1)) for p in pictures])
+    return means - means.mean(axis=1, keepdims=True)
+
+
+def test_a_perfect_encoder_scores_one(folder):
+    seen = []
+
+    def encode(pictures):
+        seen.extend(pictures)
+        return mean_colour(pictures)
+
+    scores = {
+        name: (value, low, high) for name, value, low, high in evaluate_images(encode, mean_colour, folder, 32, k=2)
+    }
+    assert scores == {
+        "knn_accuracy": (1.0, 1.0, 1.0),
+        "knn_accuracy_photographs": (1.0, 1.0, 1.0),
+        "zero_shot_top1": (1.0, 1.0, 1.0),
+        "zero_shot_top5": (1.0, 1.0, 1.0),
+    }
+    assert len(seen) == 9
+    assert {(p.mode, p.size) for p in seen} == {("RGB", (32, 32))}
+
+
+def test_pictures_are_the_same_at_every_evaluation(folder):
+    runs = []
+    for _ in range(2):
+        runs.append([])
+        list(
+            evaluate_images(lambda p: runs[-1].extend(i.tobytes() for i in p) or mean_colour(p), None, folder, 24, k=2)
+        )
+    assert runs[0] == runs[1]
+
+
+def test_a_blind_encoder_scores_nothing_above_chance(folder):
+    def blind(pictures):
+        return np.ones((len(pictures), 3))
+
+    scores = {name: value for name, value, _, _ in evaluate_images(blind, blind, folder, 32, k=2)}
+    assert scores["knn_accuracy"] <= 1 / 3
+    assert scores["zero_shot_top1"] == 0.0
+
+
+def test_zero_shot_is_left_out_without_a_function(folder):
+    assert [name for name, *_ in evaluate_images(mean_colour, None, folder, 32, k=2)] == [
+        "knn_accuracy",
+        "knn_accuracy_photographs",
+    ]
+
+
+def test_tensors_in_bfloat16_are_taken(folder):
+    import torch
+
+    def encode(pictures):
+        return torch.from_numpy(mean_colour(pictures)).to(torch.bfloat16)
+
+    assert next(evaluate_images(encode, None, folder, 32, k=2))[1] == 1.0
+
+
+def test_a_folder_without_targets_names_the_command(tmp_path):
+    with pytest.raises(ValueError, match=r"python -m training\.data\.pictures"):
+        list(evaluate_images(mean_colour, None, tmp_path, 32))

@@ -1,0 +1,1 @@
+"""Evaluation: text read, pictures recognised, one report."""
