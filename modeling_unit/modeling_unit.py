@@ -419,7 +419,7 @@ class UnitForPreTraining(UnitForConditionalGeneration):
         **kwargs,
     ) -> UnitForPreTrainingOutput | tuple:
         """
-        As [`UnitForConditionalGeneration.forward`], and:
+        As [`UnitForConditionalGeneration.forward`]; without `input_ids` the language decoder is not run. And:
 
         Args:
             teacher_features: `(B, S + M, D')`, the frozen teacher's output for the same images. Without it, no `L_vis`.
@@ -427,22 +427,27 @@ class UnitForPreTraining(UnitForConditionalGeneration):
             teacher_token_mask: `(B, S + M)`, True for the random subset C of tokens [paper]; all by default.
             vision_weight: lambda. vision_l1_weight: mu. The paper states neither.
         """
-        output = super().forward(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            spatial_shapes=spatial_shapes,
-            attention_mask=attention_mask,
-            labels=labels,
-            return_dict=True,
-            **kwargs,
-        )
-        result = UnitForPreTrainingOutput(**output, language_loss=output.loss)
+        if input_ids is None and kwargs.get("inputs_embeds") is None:
+            # no text: only the encoder's side is wanted
+            features = self.get_image_features(pixel_values, spatial_shapes)
+            result = UnitForPreTrainingOutput(image_features=features)
+        else:
+            output = super().forward(
+                input_ids=input_ids,
+                pixel_values=pixel_values,
+                spatial_shapes=spatial_shapes,
+                attention_mask=attention_mask,
+                labels=labels,
+                return_dict=True,
+                **kwargs,
+            )
+            result = UnitForPreTrainingOutput(**output, language_loss=output.loss)
         if teacher_features is not None:
-            predicted = self.reconstruct(output.image_features, teacher_grid)
+            predicted = self.reconstruct(result.image_features, teacher_grid)
             result.vision_loss, result.vision_cosine, result.vision_l1 = vision_reconstruction_loss(
                 predicted, teacher_features, teacher_token_mask, vision_l1_weight
             )
             weighted = vision_weight * result.vision_loss
-            result.loss = weighted if output.loss is None else output.loss + weighted
+            result.loss = weighted if result.loss is None else result.loss + weighted
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return result if return_dict else result.to_tuple()

@@ -16,6 +16,8 @@ class UnitTrainingArguments(TrainingArguments):
         vision_weight: lambda, weight of `L_vis`. Not stated; 1 [ours].
         vision_l1_weight: mu, weight of L1 beside the cosine. Not stated; 1 [ours].
         token_sampling_ratio: |C| / N, share of tokens that `L_vis` looks at. Not stated; 0.5 [ours].
+        language_weight: weight of `L_lan`, 1 [paper]. 0 leaves the language decoder out of the step: a start of its own for an
+            encoder from scratch, which sees characters before anything can read them [ours].
         group_weights: weight of each group's `L_lan`, 1 where not given [ours].
         character_weight: weight of the auxiliary character loss, 0 in the paper's recipes [ours].
         alignment_weight: weight of the auxiliary alignment loss, 0 in the paper's recipes [ours].
@@ -31,6 +33,7 @@ class UnitTrainingArguments(TrainingArguments):
     vision_weight: float = 1.0
     vision_l1_weight: float = 1.0
     token_sampling_ratio: float = 0.5
+    language_weight: float = 1.0
     group_weights: dict[str, float] = field(default_factory=dict)
     character_weight: float = 0.0
     alignment_weight: float = 0.0
@@ -43,7 +46,7 @@ class UnitTrainingArguments(TrainingArguments):
         super().__post_init__()
         if not 0.0 < self.token_sampling_ratio <= 1.0:
             raise ValueError(f"token_sampling_ratio must lie in (0, 1], got {self.token_sampling_ratio}.")
-        for name in ("vision_weight", "vision_l1_weight", "character_weight", "alignment_weight"):
+        for name in ("language_weight", "vision_weight", "vision_l1_weight", "character_weight", "alignment_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.optimizer not in ("adamw", "muon"):

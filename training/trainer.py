@@ -93,7 +93,10 @@ class UnitTrainer(Trainer):
         classes = batch.pop("character_classes", None)
         places = batch.pop("token_places", None)
         teacher_pixels = batch.pop("teacher_pixel_values", None)
-        aligned = args.alignment_weight > 0 and places is not None and name.startswith("document")
+        reads = args.language_weight > 0
+        if not reads:
+            batch = {key: batch[key] for key in ("pixel_values", "spatial_shapes") if key in batch}
+        aligned = reads and args.alignment_weight > 0 and places is not None and name.startswith("document")
         if name.startswith("natural") and self.teacher is not None and args.vision_weight > 0:
             batch |= self.teacher_targets(batch["pixel_values"] if teacher_pixels is None else teacher_pixels)
         # forward: pixels -> encoder -> connector -> decoder; labels are shifted inside, -100 is masked
@@ -101,10 +104,12 @@ class UnitTrainer(Trainer):
             **batch,
             vision_weight=args.vision_weight,
             vision_l1_weight=args.vision_l1_weight,
-            output_attentions=aligned,
+            **({"output_attentions": True} if aligned else {}),
         )
-        loss = output.language_loss * args.group_weights.get(name, 1.0)
-        self._log(name, language_loss=output.language_loss)
+        loss = 0.0
+        if reads:
+            loss = args.language_weight * args.group_weights.get(name, 1.0) * output.language_loss
+            self._log(name, language_loss=output.language_loss)
         if output.vision_loss is not None:
             loss = loss + args.vision_weight * output.vision_loss
             self._log(name, vision_loss=output.vision_loss, vision_cosine=output.vision_cosine, vision_l1=output.vision_l1)
