@@ -1,5 +1,5 @@
 # UNIT. `make help` lists the targets. Everything runs in .venv, made on first use and renewed when setup.py or
-# constraints.txt changes. Variables: PYTHON (the interpreter to start from), VENV, WORKERS (of the test suite), MODEL.
+# constraints.txt changes. Variables: PYTHON (the interpreter to start from), VENV, WORKERS (processes), MODEL.
 
 SHELL := /bin/sh
 PYTHON ?= python3
@@ -40,7 +40,12 @@ bench: $(VENV)/.dev ## run all benchmarks, about five minutes on two cores; see 
 	$(PY) -m benchmarks.training_step
 
 data: $(VENV)/.dev ## fetch and build all training and validation data into the cache (UNIT_CACHE)
-	$(UNIT) data all
+	$(UNIT) data from-pdfs --split validation --workers $(WORKERS)
+	$(UNIT) data from-pdfs --workers $(WORKERS)
+	$(UNIT) data make-pages --workers $(WORKERS)
+	$(UNIT) data pictures
+	$(UNIT) data targets
+	$(UNIT) data check-leaks
 
 train: $(VENV)/.dev ## train unit-tiny by its recipes in order; takes hours on two cores, goes on where it was stopped
 	set -e; for recipe in training/recipes/unit-tiny/[0-9]*.yaml; do $(UNIT) train $$recipe; done

@@ -28,9 +28,11 @@ from .modeling_unit import (
     UnitVisionDecoder,
 )
 from .processing_unit import UnitProcessor
+from .reading_unit import Reader
 
 
 __all__ = [
+    "Reader",
     "UnitCausalLMOutput",
     "UnitConfig",
     "UnitConnectorConfig",

@@ -13,6 +13,11 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from .configuration_unit import UnitConfig
 
 
+def embedding_width(config: UnitConfig) -> int:
+    """Width E of the decoder's token embeddings, which visual tokens stand in for; OPT-350M's is not its hidden size."""
+    return getattr(config.text_config, "word_embed_proj_dim", None) or config.text_config.hidden_size
+
+
 class UnitQFormerConnector(nn.Module):
     """Q-Former [paper]: K learned queries attend to all encoder tokens. K visual tokens whatever the image's size."""
 
@@ -39,7 +44,7 @@ class UnitQFormerConnector(nn.Module):
             )
         self.qformer = Blip2QFormerModel(qformer_config)
         self.norm = nn.LayerNorm(width)
-        self.proj = nn.Linear(width, config.text_config.hidden_size)
+        self.proj = nn.Linear(width, embedding_width(config))
 
     def num_visual_tokens(self, rows: int, cols: int) -> int:
         return self.num_queries
@@ -72,7 +77,7 @@ class UnitMLPConnector(nn.Module):
     def __init__(self, config: UnitConfig):
         super().__init__()
         self.unshuffle = config.connector_config.unshuffle
-        width = config.text_config.hidden_size
+        width = embedding_width(config)
         self.fc1 = nn.Linear(config.vision_config.hidden_size * self.unshuffle**2, width)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(width, width)

@@ -56,8 +56,10 @@ def _array_to_pil(array: np.ndarray) -> Image.Image:
         raise ValueError(f"An image array must be (H, W), (H, W, 3 or 4) or (3 or 4, H, W), got {shape}.")
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
+    elif array.dtype == bool:
+        array = array.astype(np.uint8) * 255
     elif np.issubdtype(array.dtype, np.floating):
-        if array.size and (array.min() < -1e-3 or array.max() > 1.0 + 1e-3):
+        if not (array.min() >= -1e-3 and array.max() <= 1.0 + 1e-3):  # put so that NaN is refused too
             raise ValueError(
                 f"A float image must hold values in [0, 1], got {array.min():.3g} to {array.max():.3g}. "
                 "Pass 0-255 images as uint8."
@@ -108,6 +110,13 @@ class UnitImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         if scale_as not in ("side", "area"):
             raise ValueError(f'scale_as must be "side" or "area", got {scale_as!r}.')
+        sizes = {"patch_size": patch_size, "base_size": base_size, "scale_factor": scale_factor, "max_side": max_side}
+        for name, value in sizes.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
+        for name, values in {"image_mean": image_mean, "image_std": image_std}.items():
+            if len(values) != 3 or (name == "image_std" and min(values) <= 0):
+                raise ValueError(f"{name} needs one value for each of the 3 channels (a deviation above 0), got {values}.")
         if base_size < patch_size or max_side < patch_size:
             raise ValueError(
                 f"base_size ({base_size}) and max_side ({max_side}) must be at least patch_size ({patch_size})."

@@ -308,8 +308,19 @@ def _normalise(gray):
         ratio /= np.maximum(paper, 1.0)
         np.minimum(ratio, 255.0, out=ratio)
         page = Image.fromarray(ratio.astype(np.uint8))
+    page = _darkened(page)
     mask = _binarise(page)
     return page, mask if mask is not None and mask.any() else None
+
+
+def _darkened(page):
+    """Faint ink made dark: white stays, the ink's own level goes to 40, unless it is dark already or there is none."""
+    histogram = np.array(page.histogram(), np.int64)
+    ink = np.cumsum(histogram[: _otsu(histogram) + 1])
+    level = int(np.searchsorted(ink, 0.25 * ink[-1]))
+    if not 90 < level < 255 - 40:
+        return page
+    return page.point([max(0, round(255 - (255 - v) * (255 - 40) / (255 - level))) for v in range(256)])
 
 
 def _binarise(page):
@@ -330,11 +341,10 @@ def _binarise(page):
 
 def _otsu(histogram):
     """The level that parts a histogram of 256 bins into two classes of least variance; levels up to it are the dark class."""
-    levels = np.arange(256)
-    weight = np.cumsum(histogram)
-    total, mean = weight[-1], np.cumsum(histogram * levels)
+    share = histogram / histogram.sum()
+    weight, mean = np.cumsum(share), np.cumsum(share * np.arange(256))
     with np.errstate(divide="ignore", invalid="ignore"):
-        between = (mean[-1] * weight - mean * total) ** 2 / (weight.astype(np.float64) * (total - weight))
+        between = (mean[-1] * weight - mean) ** 2 / (weight * (1.0 - weight))
     return int(np.argmax(np.nan_to_num(between, nan=0.0, posinf=0.0)))
 
 
@@ -682,26 +692,27 @@ def _columns(ink, glyphs, unit, depth=0):
 
 def _is_gutter(inked, column, first, last):
     """Whether text of a column's look stands on both sides of a white strip of the grid of half-u cells."""
-    fills, tops, bottoms = [], [], []
-    for side in (inked[first:last, :column], inked[first:last, column + 3 :]):
-        if side is not None and not side.any():
-            return False
-        used = np.flatnonzero(side.any(0))
-        # Only the text next to the gutter counts: a further gutter of 2 u and more ends the column.
-        side = side[:, used[0] : used[-1] + 1]
-        filled = side.any(1)
-        lines = np.flatnonzero(np.diff(np.concatenate([[0], filled.astype(int)])) == 1)
-        if len(lines) < 2 and filled.sum() < 14:
-            return False
-        ends = np.array([(np.flatnonzero(r)[0], np.flatnonzero(r)[-1]) for r in side[filled]])
+    fills, tops, bottoms, lines = [], [], [], []
+    sides = inked[first:last, :column], inked[first:last, column + 3 :]
+    if not sides[0].any() or not sides[1].any():
+        return False
+    used = [np.flatnonzero(side.any(0)) for side in sides]
+    white = 3 + column - 1 - used[0][-1] + used[1][0]
+    for side, cells in zip(sides, used):
+        side = side[:, cells[0] : cells[-1] + 1]
         if side.shape[1] < 22:
             return False
-        fills.append(float((ends[:, 1] - ends[:, 0] + 1).mean() / side.shape[1]))
-        fills[-1] = min(fills[-1], float(side[filled].mean() / 0.5))
+        filled = side.any(1)
+        starts = np.flatnonzero(np.diff(np.concatenate([[0], filled.astype(int)])) == 1)
+        lines.append(max(len(starts), filled.sum() // 5))  # a line and the white below it take about five cells
+        reach = side[filled]
+        extent = side.shape[1] - reach.argmax(1) - reach[:, ::-1].argmax(1)
+        fills.append(min(float(extent.mean() / side.shape[1]), float(reach.mean() / 0.5)))
         tops.append(np.flatnonzero(filled)[0])
         bottoms.append(np.flatnonzero(filled)[-1])
-    together = min(bottoms) - max(tops)
-    return min(fills) >= 0.55 and together >= 10
+    if min(lines) < (3 if white >= 5 else 5):  # rivers through two or three lines are common, through five they are not
+        return False
+    return min(fills) >= 0.55 and min(bottoms) - max(tops) >= 10
 
 
 def _rows(ink, glyphs, unit, depth=0):

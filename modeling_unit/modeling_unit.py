@@ -203,7 +203,16 @@ class UnitComposedModel(UnitPreTrainedModel):
         if self.config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model", "vit"):
             nominal = self.config.vision_config.image_size
             kwargs["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != (nominal, nominal)
-        return model(pixel_values.to(model.dtype), return_dict=True, **kwargs).last_hidden_state
+        pixel_values = pixel_values.to(model.dtype)
+        if self.config.vision_config.model_type == "siglip2_vision_model":
+            # takes patches, each flattened as row, column, channel, and the grid they came from
+            batch, patch = pixel_values.shape[0], self.config.vision_config.patch_size
+            grid = pixel_values.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, 3, rows, P, cols, P)
+            rows, cols = grid.shape[2], grid.shape[4]
+            pixel_values = grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * cols, -1)
+            kwargs["pixel_attention_mask"] = pixel_values.new_ones(batch, rows * cols, dtype=torch.long)
+            kwargs["spatial_shapes"] = torch.tensor([[rows, cols]] * batch, device=pixel_values.device)
+        return model(pixel_values, return_dict=True, **kwargs).last_hidden_state
 
 
 class UnitModel(UnitComposedModel):
@@ -430,7 +439,7 @@ class UnitForPreTraining(UnitForConditionalGeneration):
         if input_ids is None and kwargs.get("inputs_embeds") is None:
             # no text: only the encoder's side is wanted
             features = self.get_image_features(pixel_values, spatial_shapes)
-            result = UnitForPreTrainingOutput(image_features=features)
+            values = {"image_features": features}
         else:
             output = super().forward(
                 input_ids=input_ids,
@@ -441,13 +450,17 @@ class UnitForPreTraining(UnitForConditionalGeneration):
                 return_dict=True,
                 **kwargs,
             )
-            result = UnitForPreTrainingOutput(**output, language_loss=output.loss)
+            values = dict(output) | {"language_loss": output.loss}
         if teacher_features is not None:
-            predicted = self.reconstruct(result.image_features, teacher_grid)
-            result.vision_loss, result.vision_cosine, result.vision_l1 = vision_reconstruction_loss(
+            predicted = self.reconstruct(values["image_features"], teacher_grid)
+            loss, cosine, l1 = vision_reconstruction_loss(
                 predicted, teacher_features, teacher_token_mask, vision_l1_weight
             )
-            weighted = vision_weight * result.vision_loss
-            result.loss = weighted if result.loss is None else result.loss + weighted
+            values |= {"vision_loss": loss, "vision_cosine": cosine, "vision_l1": l1}
+            language = values.get("loss")
+            values["loss"] = vision_weight * loss if language is None else language + vision_weight * loss
+        # made in one go: in older versions of transformers a field set later is no key of the output, and accelerate, which
+        # rebuilds outputs from their keys under mixed precision, would lose it
+        result = UnitForPreTrainingOutput(**values)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return result if return_dict else result.to_tuple()

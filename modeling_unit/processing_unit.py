@@ -98,7 +98,10 @@ class UnitProcessor(ProcessorMixin):
             return BatchFeature(
                 dict(self.tokenizer(text, add_special_tokens=False, padding=True)), tensor_type=return_tensors
             )
-        images = list(images) if isinstance(images, (list, tuple)) else [images]
+        batched = isinstance(images, (list, tuple)) or getattr(images, "ndim", 3) == 4
+        images = list(images) if batched else [images]
+        if not images:
+            raise ValueError("No image was given.")
         if (text is None) == (task is None):
             raise ValueError("Give exactly one of task and text.")
         if text is not None:

@@ -170,6 +170,23 @@ def test_training_never_sees_held_out_words_copies_or_demo_pictures(tmp_path):
     }
 
 
+def test_the_built_training_set_obeys_the_list():
+    """Where the data has been built on this machine, all of it is looked through."""
+    from training.data.sources import data_folder
+    from training.data.targets import rows
+
+    folder = data_folder("pictures-train")
+    if not any(folder.glob("*.parquet")):
+        pytest.skip("pictures-train has not been built here")
+    held_out = HeldOut.read()
+    words = [word for of_one in held_out.words.values() for word in of_one]
+    content = list(rows(folder, ("text", "concept", "split", "image.path")))
+    told = {f"{row['text']} | {row['concept']}" for row in content}
+    assert not [text for text in told if mentions(text, words)]
+    assert {row["split"] for row in content} == {"train"}
+    assert not [row for row in content if row["image"]["path"].partition("/")[2] in held_out.demo]
+
+
 def test_a_rescaled_copy_of_a_validation_picture_is_not_trained_on(tmp_path):
     copy = random_picture(1).resize((90, 90))
     report = build(tmp_path, 0, [picture("a zebra", 1), picture("stripes", image=copy), picture("a cow", 4)], ZEBRA)

@@ -8,6 +8,7 @@ line of 20 characters or more, or any seven words in a row, with any English lin
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -107,3 +108,55 @@ def _marks_of_packages(packages: list[str], progress: bool) -> Iterator[int]:
             for chain in chain_lines(lines):
                 yield from fingerprints("\n".join(line.text for line in chain))
         document.close()
+
+
+def find_leaks(train: Iterable[str | Path], validation: Iterable[str | Path], progress: bool = True) -> list[str]:
+    """Compare built data sets: what training has that it must not have.
+
+    Four things are looked for: training rows from a held-out package, training rows drawn in a held-out font, images
+    that are the same in both, and document texts that share a `fingerprint <fingerprints>` with a validation text.
+
+    Args:
+        train: folders of training shards.
+        validation: folders of validation shards.
+        progress: show a bar.
+
+    Returns:
+        One line a finding, naming both rows; empty when all is well.
+
+    Raises:
+        ValueError: a folder holds no shards.
+    """
+    from tqdm import tqdm
+
+    from .schema import read_columns
+
+    columns = ["image", "text", "kind", "source"]
+    images: dict[bytes, str] = {}
+    marks: dict[int, str] = {}
+    for folder in validation:
+        for row in tqdm(read_columns(folder, columns), desc=f"{Path(folder).name}", unit="row", disable=not progress):
+            images[_digest(row)] = row["source"]
+            if row["kind"] == "document":
+                marks.update(dict.fromkeys(fingerprints(row["text"]), row["source"]))
+    packages = tuple(f"{package}/" for package in validation_packages())
+    leaks = []
+    for folder in train:
+        for row in tqdm(read_columns(folder, columns), desc=f"{Path(folder).name}", unit="row", disable=not progress):
+            source = row["source"]
+            font = re.fullmatch(r"made-pages/.*\((.+)\)", source)
+            if source.startswith(packages):
+                leaks.append(f"{source}: from a held-out package")
+            elif font and is_heldout_font(font[1]):
+                leaks.append(f"{source}: drawn in a held-out font")
+            elif (same := images.get(_digest(row))) and row["text"]:  # blank canvases are alike
+                leaks.append(f"{source}: the same image as {same}")
+            elif row["kind"] == "document":
+                shared = next((marks[mark] for mark in fingerprints(row["text"]) if mark in marks), None)
+                if shared:
+                    leaks.append(f"{source}: shares text with {shared}")
+    return leaks
+
+
+def _digest(row: dict[str, Any]) -> bytes:
+    return hashlib.blake2b(row["image"]["bytes"], digest_size=16).digest()

@@ -232,12 +232,15 @@ class Drawing:
     text: str
     boxes: np.ndarray  # (len(text), 4) int; zeros for white space
     x_height: float
+    family: str  # of the font
 
 
 class Face:
-    """A font at a size chosen by its x-height, with exact outlines' boxes."""
+    """A random font at a size that gives it the x-height asked for, with the boxes of its outlines."""
 
-    def __init__(self, path: str, x_height: float, rng: np.random.Generator):
+    def __init__(self, resources: Resources, x_height: float, rng: np.random.Generator):
+        self.family = _pick(rng, resources.families)
+        path = _pick(rng, resources.fonts[self.family])
         face = _typeface(path)
         if face is None:
             raise ValueError(f"{path} is not a font that skia can read")
@@ -267,7 +270,7 @@ class Face:
 def draw_dense(rng: np.random.Generator, resources: Resources) -> Drawing:
     """1 to 3 lines of running text, as a page cut on white space gives them."""
     x_height = rng.uniform(*X_HEIGHT["dense"])
-    face = Face(_pick(rng, resources.fonts[_pick(rng, resources.families)]), x_height, rng)
+    face = Face(resources, x_height, rng)
     count = 1 + int(rng.choice(3, p=(0.45, 0.30, 0.25)))
     pitch = x_height * rng.uniform(2.4, 3.6)
     margins = rng.uniform(2.0, 8.0, size=4)  # left, top, right, bottom
@@ -299,7 +302,7 @@ def draw_dense(rng: np.random.Generator, resources: Resources) -> Drawing:
 def draw_sparse(rng: np.random.Generator, resources: Resources) -> Drawing:
     """1 to 4 large words somewhere on a small canvas."""
     x_height = rng.uniform(*X_HEIGHT["sparse"])
-    face = Face(_pick(rng, resources.fonts[_pick(rng, resources.families)]), x_height, rng)
+    face = Face(resources, x_height, rng)
     square = rng.random() < 0.4
     width = 128.0 if square else rng.uniform(64, min(MAX_WIDTH["sparse"], MAX_AREA["sparse"] / (3.5 * x_height)))
     height = 128.0 if square else rng.uniform(3 * x_height, MAX_AREA["sparse"] / width)
@@ -368,7 +371,7 @@ def _draw(face, lines, rng, x_height, pitch, margins, tracking, word_space, alig
         box = box.clip(0, (width, height) * 2)
         box[[c == " " for c in line]] = 0
         rows.append(box)
-    return Drawing(pixels.astype(np.float32) / 255, text, np.concatenate(rows).astype(int), x_height)
+    return Drawing(pixels.astype(np.float32) / 255, text, np.concatenate(rows).astype(int), x_height, face.family)
 
 
 def _turned(boxes: np.ndarray, turn: skia.Matrix) -> np.ndarray:
@@ -497,7 +500,7 @@ def made_row(
     for attempt in range(20):
         rng = np.random.default_rng([seed, index, attempt, kind == "sparse"])
         if rng.random() < BLANK_SHARE:
-            pixels, text, boxes, x_height = draw_blank(rng, kind), "", None, 0.0
+            pixels, text, boxes, x_height, family = draw_blank(rng, kind), "", None, 0.0, ""
         else:
             drawing = draw_dense(rng, resources) if kind == "dense" else draw_sparse(rng, resources)
             height, width = drawing.coverage.shape
@@ -505,7 +508,7 @@ def made_row(
                 continue
             ink, paper = ink_and_paper(rng)
             pixels = paper + (ink - paper) * drawing.coverage
-            text, boxes, x_height = drawing.text, drawing.boxes, drawing.x_height
+            text, boxes, x_height, family = drawing.text, drawing.boxes, drawing.x_height, drawing.family
         pixels = degrade(pixels, rng).clip(0, 255).round().astype(np.uint8)
         return make_row(
             pixels,
@@ -514,7 +517,7 @@ def made_row(
             kind="document",
             char_boxes=boxes,
             x_height=x_height,
-            source=f"made-pages/{kind}/{seed}#{index}",
+            source=f"made-pages/{kind}/{seed}#{index}" + (f" ({family})" if family else ""),
             license="Apache-2.0 (drawn by this project)",
             split=split,
         )
@@ -584,6 +587,6 @@ def build_made(
         with multiprocessing.get_context("fork").Pool(workers, _start_worker, state) as pool:
             written = write_shards(counted(pool.imap(_work, range(count), chunksize=64)), out)
     seconds = time.perf_counter() - begin
-    report = Report(rows=written, seconds=seconds, page_seconds=seconds * max(workers, 1), refusals=Counter())
+    report = Report(rows=written, seconds=seconds)
     report.save(Path(out), seed=seed, kind=kind, split=split, families=len(resources.families), blank=lengths["blank"])
     return report

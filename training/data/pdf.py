@@ -177,11 +177,12 @@ def find_lines(glyphs: Glyphs) -> list[Line]:
     if not glyphs.codes:
         return []
     page_x_height = _page_x_height(glyphs)
+    boxes, baselines = glyphs.boxes.tolist(), glyphs.baselines.tolist()
     lines = []
     start = 0
-    for index in range(1, len(glyphs.codes) + 1):
-        if index == len(glyphs.codes) or not _continues(glyphs, start, index, page_x_height):
-            lines.append(_make_line(glyphs, start, index, page_x_height))
+    for index in range(1, len(boxes) + 1):
+        if index == len(boxes) or not _continues(boxes, baselines, start, index, page_x_height):
+            lines.append(_make_line(glyphs, start, index))
             start = index
     _refuse_fragments(lines)
     return lines
@@ -196,20 +197,19 @@ def _page_x_height(glyphs: Glyphs) -> float:
     return float(max(0.6 * np.median(heights), 0.5))
 
 
-def _continues(glyphs: Glyphs, start: int, index: int, page_x_height: float) -> bool:
+def _continues(boxes: list[list[float]], baselines: list[float], start: int, index: int, page_x_height: float) -> bool:
     """Whether glyph ``index`` belongs to the line that began at ``start`` and holds glyph ``index - 1``."""
-    box, before = glyphs.boxes[index], glyphs.boxes[index - 1]
-    # Superscripts rise by 0.8 x-heights; the baseline of the line is that of most of its last characters.
-    recent = glyphs.baselines[max(start, index - 7) : index]
+    box, before = boxes[index], boxes[index - 1]
     scale = max(page_x_height, 0.45 * (before[3] - before[1]))
-    if abs(glyphs.baselines[index] - np.median(recent)) > 1.05 * scale:
+    if box[0] < before[0] - 0.3 * scale or box[0] - before[2] > 3.0 * scale:
         return False
-    if box[0] < before[0] - 0.3 * scale:
-        return False
-    return box[0] - before[2] <= 3.0 * scale
+    # Superscripts rise by 0.8 x-heights; the baseline of the line is that of most of its last characters.
+    recent = sorted(baselines[max(start, index - 7) : index])
+    middle = (recent[len(recent) // 2] + recent[(len(recent) - 1) // 2]) / 2
+    return abs(baselines[index] - middle) <= 1.05 * scale
 
 
-def _make_line(glyphs: Glyphs, first: int, last: int, page_x_height: float) -> Line:
+def _make_line(glyphs: Glyphs, first: int, last: int) -> Line:
     boxes = glyphs.boxes[first:last]
     box = (boxes[:, 0].min(), boxes[:, 1].min(), boxes[:, 2].max(), boxes[:, 3].max())
     line = Line(first, last, tuple(map(float, box)), float(np.median(glyphs.baselines[first:last])))
@@ -238,11 +238,13 @@ def _set_text(line: Line, glyphs: Glyphs) -> None:
     text: list[str] = []
     boxes: list[tuple[float, float, float, float]] = []
     others = 0
+    ink = glyphs.boxes[line.first : line.last].tolist()
     index = line.first
     while index < line.last:
         # A ligature may come as several characters that share one box.
+        box = ink[index - line.first]
         end = index + 1
-        while end < line.last and not glyphs.spaced[end] and (glyphs.boxes[end] == glyphs.boxes[index]).all():
+        while end < line.last and not glyphs.spaced[end] and ink[end - line.first] == box:
             end += 1
         new = ""
         for code in glyphs.codes[index:end]:
@@ -262,9 +264,9 @@ def _set_text(line: Line, glyphs: Glyphs) -> None:
         if not new:
             index = end
             continue
-        x0, y0, x1, y1 = glyphs.boxes[index]
+        x0, y0, x1, y1 = box
         if text:
-            gap = x0 - glyphs.boxes[index - 1][2]
+            gap = x0 - ink[index - 1 - line.first][2]
             # A gap of 1.2 x-heights is a space even when the text layer has none; in a fixed-width font narrower
             # ones need not be. A space where nothing can be seen is letter-spacing or kerning.
             if gap > 1.2 * line.x_height or (glyphs.spaced[index] and gap > 0.25 * line.x_height):
@@ -330,7 +332,11 @@ def chain_lines(lines: list[Line]) -> list[list[Line]]:
     following: dict[int, int] = {}
     for i, one in enumerate(lines):
         nearest = min(
-            (j for j, other in enumerate(lines) if other.baseline > one.baseline + one.x_height and _overlaps(one, other)),
+            (
+                j
+                for j, other in enumerate(lines)
+                if other.baseline > one.baseline + one.x_height and _overlaps(one, other)
+            ),
             key=lambda j: lines[j].baseline,
             default=None,
         )
@@ -450,7 +456,9 @@ class RenderedPage:
             others[line.first : line.last] = False
         near = self.glyph_boxes[others]
         grown = crop + (-2, -2, 2, 2)
-        near = near[(near[:, 0] < grown[2]) & (near[:, 2] > grown[0]) & (near[:, 1] < grown[3]) & (near[:, 3] > grown[1])]
+        near = near[
+            (near[:, 0] < grown[2]) & (near[:, 2] > grown[0]) & (near[:, 1] < grown[3]) & (near[:, 3] > grown[1])
+        ]
         crop = crop.copy()
         for nx0, ny0, nx1, ny1 in near:
             if ny1 < y0 - 0.5:
@@ -631,7 +639,9 @@ def _prepare_page(page: pdfium.PdfPage, refusals: Counter) -> tuple[Glyphs, list
     if len(glyphs.codes) < 60:
         refusals["page: little text"] += 1
         return None
-    bad = sum(code < 32 and code not in SOFT_HYPHENS or 0xE000 <= code <= 0xF8FF or code == 0xFFFD for code in glyphs.codes)
+    bad = sum(
+        code < 32 and code not in SOFT_HYPHENS or 0xE000 <= code <= 0xF8FF or code == 0xFFFD for code in glyphs.codes
+    )
     if bad > 0.02 * len(glyphs.codes):
         refusals["page: text layer"] += 1
         return None
@@ -679,6 +689,8 @@ class Report:
         (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n")
 
     def __str__(self) -> str:
+        if not self.pages:
+            return f"{self.rows} rows in {self.seconds:.0f} s ({1000 * self.seconds / max(self.rows, 1):.1f} ms a row)"
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.refusals.most_common(12))
         return (
             f"{self.rows} rows from {self.pages_used} of {self.pages} pages of {self.documents} documents in "

@@ -295,7 +295,8 @@ def mentions(text: str, words: Iterable[str]) -> bool:
     >>> mentions("Two_Zebras.svg", ["zebra"]), mentions("bowl", ["owl"]), mentions("fire-engine", ["fire engine"])
     (True, False, True)
     """
-    return any(_word_pattern(word).search(_plain(text)) for word in words)
+    plain = _plain(text)
+    return any(_word_pattern(word).search(plain) for word in words)
 
 
 def _plain(text: str) -> str:
@@ -787,12 +788,11 @@ class HeldOut:
         if picture.name in self.demo:
             return "dropped", "demo picture"
         told = [n for n, words in self.words.items() if mentions(f"{picture.caption} | {picture.concept}", words)]
-        hinted = [
-            n for n, words in self.words.items() if mentions(" | ".join((*picture.keywords, picture.name)), words)
-        ]
         if not told:
-            if picture.style in _EMOJI_STYLES:  # emoji tags name associations ("bowl" is tagged "owl" by nobody, but
-                hinted = []  # "tea" is tagged "bulb"-like uses); their names are exact, so tags are not consulted
+            if picture.style in _EMOJI_STYLES:  # their names are exact, their tags mere associations
+                return "train", picture.concept
+            hints = " | ".join((*picture.keywords, picture.name))
+            hinted = [n for n, words in self.words.items() if mentions(hints, words)]
             return ("dropped", f"{hinted[0]}: only a keyword says so") if hinted else ("train", picture.concept)
         if picture.name in self.unclear:
             return "dropped", f"{told[0]}: unclear"

@@ -21,6 +21,7 @@ split         string          ``train`` or ``validation``
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def features():
 def png_bytes(pixels: np.ndarray) -> bytes:
     """PNG file of an (H, W) or (H, W, 3) uint8 array."""
     buffer = io.BytesIO()
-    # Level 3 writes three times faster than Pillow's default 6 and 4% larger files on text (measured, ours).
+    # Two thirds of the time of Pillow's default 6, files 9% larger (measured on 400 chunks).
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
@@ -90,7 +91,7 @@ def make_row(
 
 
 def validate_row(row: dict[str, Any], *, decode: bool = True) -> None:
-    """Check one row against the table above.
+    """Check one row against the table above; further columns are nobody's business.
 
     Args:
         row: a row as `make_row` returns it, or as read from parquet without decoding the image.
@@ -100,9 +101,8 @@ def validate_row(row: dict[str, Any], *, decode: bool = True) -> None:
         ValueError: in one line, what is wrong and with which row (its ``source``).
     """
     missing = [column for column in COLUMNS if column not in row]
-    extra = [column for column in row if column not in COLUMNS]
-    if missing or extra:
-        raise ValueError(f"a row needs the columns {', '.join(COLUMNS)}; missing: {missing}, not known: {extra}")
+    if missing:
+        raise ValueError(f"a row needs the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}")
 
     def refuse(problem: str) -> None:
         raise ValueError(f"row from {row['source']!r}: {problem}")
@@ -138,11 +138,14 @@ def validate_row(row: dict[str, Any], *, decode: bool = True) -> None:
 
 
 def write_shards(rows: Iterable[dict[str, Any]], folder: str | Path, rows_per_shard: int = 5000) -> int:
-    """Write rows to ``folder/part-00000.parquet`` and so on, each shard complete the moment it is there.
+    """Write rows to ``folder/part-00000.parquet`` and so on.
+
+    The shards are written beside the folder and take the place of those in it when the last is done: a build that
+    breaks off, or that another one overtakes, leaves the data set as it was.
 
     Args:
         rows: rows of the schema, consumed as they come; each is validated (without decoding its image).
-        folder: created when missing; shards that lie there already are replaced.
+        folder: created when missing.
         rows_per_shard: rows a file holds; the last holds the rest.
 
     Returns:
@@ -153,31 +156,38 @@ def write_shards(rows: Iterable[dict[str, Any]], folder: str | Path, rows_per_sh
     """
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard must be 1 or more, not {rows_per_shard}")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("part-*.parquet*"):
-        old.unlink()
-    shard: list[dict[str, Any]] = []
-    written = number = 0
+    folder = Path(folder).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    written = 0
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
+        for shard in _groups(rows, rows_per_shard):
+            _write_shard(shard, Path(staging) / f"part-{written // rows_per_shard:05d}.parquet")
+            written += len(shard)
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("part-*.parquet"):
+            old.unlink()
+        for new in Path(staging).glob("part-*.parquet"):
+            new.rename(folder / new.name)
+    return written
+
+
+def _groups(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    group = []
     for row in rows:
         validate_row(row, decode=False)
-        shard.append(row)
-        if len(shard) == rows_per_shard:
-            _write_shard(shard, folder / f"part-{number:05d}.parquet")
-            written, number, shard = written + len(shard), number + 1, []
-    if shard:
-        _write_shard(shard, folder / f"part-{number:05d}.parquet")
-    return written + len(shard)
+        group.append(row)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _write_shard(rows: list[dict[str, Any]], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist(rows, schema=features().arrow_schema)
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial, row_group_size=500)
-    partial.rename(path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=features().arrow_schema), path, row_group_size=500)
 
 
 def shard_paths(folder: str | Path) -> list[Path]:
@@ -197,7 +207,7 @@ def read_dataset(folder: str | Path):
     from datasets import load_dataset
 
     files = [str(path) for path in shard_paths(folder)]
-    return load_dataset("parquet", data_files=files, features=features(), split="train")
+    return load_dataset("parquet", data_files=files, split="train")
 
 
 def read_columns(folder: str | Path, columns: list[str]) -> Iterator[dict[str, Any]]:

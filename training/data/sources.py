@@ -84,7 +84,8 @@ def fetch_npm(name: str) -> Path:
             raise RuntimeError(f"npm pack {name} gave {len(archives)} archives where one was expected")
         try:
             with tarfile.open(archives[0]) as tar:
-                tar.extractall(staging, members=_below_first_folder(tar), filter="data")
+                safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # absent before 3.10.12
+                tar.extractall(staging, members=_below_first_folder(tar), **safely)
         except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
             raise RuntimeError(f"the archive of the npm package {name} is damaged: {error}") from error
         shutil.rmtree(download)
@@ -92,10 +93,10 @@ def fetch_npm(name: str) -> Path:
 
 
 def _below_first_folder(tar: tarfile.TarFile):
-    """Members of an npm archive without its first folder (``package/`` by custom, but not always)."""
+    """Files of an npm archive, below its first folder (``package/`` by custom, but not always)."""
     for member in tar.getmembers():
         _, _, below = member.name.partition("/")
-        if below:
+        if below and member.isfile() and ".." not in below.split("/") and not below.startswith("/"):
             member.name = below
             yield member
 
@@ -107,7 +108,9 @@ def _downloaded_deb(name: str) -> Path:
     archives = sorted(folder.glob(f"{name}_*.deb"))
     if archives:
         return archives[-1]
-    _need("apt-get", f"download the Debian package {name}", "Run this step on Debian or Ubuntu, or put the .deb there.")
+    _need(
+        "apt-get", f"download the Debian package {name}", "Run this step on Debian or Ubuntu, or put the .deb there."
+    )
     # The download goes to a folder of its own, so that an interrupted one is never taken for the package.
     with tempfile.TemporaryDirectory(dir=folder) as staging:
         _call(

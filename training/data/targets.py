@@ -156,14 +156,7 @@ def build(data: Path, seed: int = 0, crops: bool = True, dtype: torch.dtype = to
     """
     data = Path(data)
     encoder = SentenceEncoder()
-    validation = data / "pictures-validation"
-    names = json.loads((validation / "concept_names.json").read_text())
-    captions = [row["text"] for row in rows(validation, ["text"])]
-    save_file(
-        {"embeddings": class_embeddings(names, encoder), "sentence": encoder(captions).half()},
-        validation / "concept_sentence.safetensors",
-        metadata={"prompts": json.dumps(PROMPTS), "fingerprint": fingerprint(validation)},
-    )
+    build_validation(data / "pictures-validation", encoder)
 
     train = data / "pictures-train"
     identity = fingerprint(train)  # before the long work: rows that change meanwhile must not be taken for these
@@ -198,6 +191,17 @@ def build(data: Path, seed: int = 0, crops: bool = True, dtype: torch.dtype = to
     if pending:
         flush(len(captions) - len(pending), pending)
     save_file(tensors, train / "targets.safetensors", metadata={"fingerprint": identity, "seed": str(seed)})
+
+
+def build_validation(folder: Path, encoder: SentenceEncoder) -> None:
+    """Write ``folder/concept_sentence.safetensors`` for the class names and captions in ``folder``."""
+    names = json.loads((folder / "concept_names.json").read_text(encoding="utf-8"))
+    captions = [row["text"] for row in rows(folder, ["text"])]
+    save_file(
+        {"embeddings": class_embeddings(names, encoder), "sentence": encoder(captions).half()},
+        folder / "concept_sentence.safetensors",
+        metadata={"prompts": json.dumps(PROMPTS), "fingerprint": fingerprint(folder)},
+    )
 
 
 def class_embeddings(names: Sequence[str], encoder: SentenceEncoder) -> Tensor:

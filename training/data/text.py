@@ -20,7 +20,9 @@ _PLAIN = {
     **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", ""),
 }
 # NFKC turns these into a space and a combining mark; take the spacing sign as it was typed instead.
-_BEFORE_NFKC = str.maketrans({"\u00b4": "'", "\u02dd": '"', "\u02dc": "~", "\u00a8": '"', "\u2033": '"', "\u2036": '"'})
+_BEFORE_NFKC = str.maketrans(
+    {"\u00b4": "'", "\u02dd": '"', "\u02dc": "~", "\u00a8": '"', "\u2033": '"', "\u2036": '"'}
+)
 _AFTER_NFKC = str.maketrans(_PLAIN)
 _SPACES = re.compile(r"[^\S\n]+")
 _HYPHEN_BREAK = re.compile(r"(?<=[a-z])-\n(?=[a-z])")

@@ -273,28 +273,24 @@ def picture_rows(encoder: PictureEncoder, folder: Path, batch_size: int) -> Iter
             yield (f"{name}, {way if name.startswith('zero_shot') else feature}", *figures)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of `unit evaluate`."""
-    one = argparse.ArgumentParser(
-        prog="unit evaluate",
-        description="Measure a checkpoint on held-out pages and pictures; writes report.md, report.png, results.json.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `unit evaluate`; :func:`run` takes what they parse to."""
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a UNIT checkpoint")
+    parser.add_argument("--suite", default=",".join(SUITES), help="comma-separated: text, image (default: both)")
+    parser.add_argument("--peers", default="", help="comma-separated: tesseract (default: none)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("evaluation"), help="folder to write to (default: %(default)s)"
     )
-    one.add_argument("model", metavar="MODEL", help="folder or Hub id of a UNIT checkpoint")
-    one.add_argument("--suite", default=",".join(SUITES), help="comma-separated: text, image (default: both)")
-    one.add_argument("--peers", default="", help="comma-separated: tesseract (default: none)")
-    one.add_argument("--out", type=Path, default=Path("evaluation"), help="folder to write to (default: evaluation)")
-    one.add_argument("--limit", type=int, help="at most so many blocks of text, spread evenly (default: all)")
-    one.add_argument("--blocks", type=Path, help="folder of held-out blocks (default: as `unit data` builds them)")
-    one.add_argument("--pictures", type=Path, help="folder of held-out pictures (default: likewise)")
-    one.add_argument("--teacher", help="folder or Hub id of the encoder before training, for comparison")
-    one.add_argument("--batch-size", type=int, default=16)
-    one.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    return one
+    parser.add_argument("--limit", type=int, help="at most so many blocks of text, spread evenly (default: all)")
+    parser.add_argument("--blocks", type=Path, help="folder of held-out blocks (default: as `unit data` builds them)")
+    parser.add_argument("--pictures", type=Path, help="folder of held-out pictures (default: likewise)")
+    parser.add_argument("--teacher", help="folder or Hub id of the encoder before training, for comparison")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `unit evaluate`; returns the exit status, 2 for bad input after one clear line."""
-    arguments = parser().parse_args(argv)
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the command line says; the exit status is 2 for bad input, after one clear line."""
     try:
         results = evaluate(
             arguments.model,
@@ -314,6 +310,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(tables(results))
     print(f"\nwritten to {arguments.out}/: report.md, report.png, results.json")
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`unit evaluate` on its own: ``python -m training.evaluation.run``."""
+    parser = argparse.ArgumentParser(prog="unit evaluate", description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
 
 
 def _listed(text: str) -> list[str]:
