@@ -10,7 +10,6 @@ from PIL import Image
 
 from .image_processing_unit import to_rgb
 
-
 # Ours: an A3 page at 600 dpi has 70 megapixels, and 100 take 300 MB once decoded.
 MAX_PIXELS = 100_000_000
 
@@ -22,8 +21,8 @@ class UnreadableInput(ValueError):
 def open_image(source: Any, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
     """An image as the models want it: upright, RGB, 8 bits a channel, on white where it was transparent.
 
-    EXIF rotation is applied, 16 bits are scaled to 8, CMYK and palettes converted. Of an animation or a file of several pages
-    the first picture is taken, and `image.info["unit_note"]` says so.
+    EXIF rotation is applied, 16 bits are scaled to 8, CMYK and palettes converted. Of an animation or a file of
+    several pages the first picture is taken, and `image.info["unit_note"]` says so.
 
     Args:
         source: a path, the bytes of a file, or a PIL image.

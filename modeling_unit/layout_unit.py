@@ -1,32 +1,34 @@
-# Copyright 2025 The UNIT authors. Licensed under the Apache License, Version 2.0.
 """Cut the picture of a page into text lines, paragraphs and chunks small enough to read, by its white space.
 
-The encoder of a small UNIT reads a few lines at a time. This file finds them without any learned part: numpy and PIL only.
+The encoder of a small UNIT reads a few lines at a time. This file finds them without any learned part, with
+numpy and PIL only.
 
     page, PIL image -> paper made white, ink dark, page made upright
                     -> connected ink (glyphs); rules, frames and pictures dropped
                     -> columns, left to right, wherever a vertical gutter of white runs between running text
                     -> rows of glyphs, top to bottom, by recursive cuts along white space (an XY-cut on glyph boxes)
-                    -> `TextLine`s -> paragraphs, `TextBlock`s -> `Chunk`s of up to three lines that fit the reader's budget
+                    -> `TextLine`s -> paragraphs, `TextBlock`s -> `Chunk`s of a few lines within the reader's budget
 
-Every box is `(x0, y0, x1, y1)` in pixels with `x1`, `y1` exclusive. `u` in comments is the height of a lower-case x in pixels; all
-distances are multiples of it, so nothing depends on the resolution. No number here comes from the UNIT paper, which reads whole pages;
-all of them are ours, set on rendered pages of the training packages only.
+Every box is `(x0, y0, x1, y1)` in pixels with `x1`, `y1` exclusive. `u` in comments is the height of a lower-case x in
+pixels; all distances are multiples of it, so nothing depends on the resolution. No number here comes from the UNIT
+paper, which reads whole pages; all of them are ours, set on rendered pages of the training packages only.
 """
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
 
+from .ink_unit import Ink, dilate, ink_mask, normalise_page, runs_of_mask, skew_of
 
 __all__ = ["Chunk", "LayoutSettings", "PageLayout", "TextBlock", "TextLine", "analyse_page", "find_blocks"]
 
 
 @dataclass(frozen=True)
 class LayoutSettings:
-    """What may be set about the cutting of a page. Lengths in `x_height` are pixels of the chunk that the model sees."""
+    """What may be set about the cutting of a page."""
 
     x_height: float = 9.5  # x-height that each chunk is rescaled to
     document_area: int = 65536  # most pixels of one chunk, after padding to whole patches
@@ -39,13 +41,13 @@ class LayoutSettings:
     deskew: bool = True  # turn a page whose lines lean by up to 3 degrees
 
     def __post_init__(self):
-        for name in ("x_height", "document_area", "max_width", "patch_size", "max_lines", "max_scale", "analysis_area"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"LayoutSettings.{name} must be above 0, got {getattr(self, name)!r}")
+        for name, value in vars(self).items():
+            if name not in ("margin", "deskew") and not value > 0:
+                raise ValueError(f"LayoutSettings.{name} must be above 0, got {value!r}.")
         if self.margin < 0:
-            raise ValueError(f"LayoutSettings.margin must be at least 0, got {self.margin!r}")
+            raise ValueError(f"LayoutSettings.margin must be at least 0, got {self.margin!r}.")
         if self.max_width < 4 * self.patch_size or self.document_area < 4 * self.patch_size**2:
-            raise ValueError("LayoutSettings: max_width and document_area must hold at least four patches")
+            raise ValueError("LayoutSettings: max_width and document_area must hold at least four patches.")
 
 
 @dataclass
@@ -55,7 +57,7 @@ class TextLine:
     box: tuple  # (x0, y0, x1, y1) around the ink, pixels of `PageLayout.image`
     x_height: float  # pixels of `PageLayout.image`
     row: int = 0  # lines of one block with the same row stand side by side
-    glyphs: np.ndarray = field(default=None, repr=False, compare=False)  # indices into the page's connected pieces of ink
+    glyphs: np.ndarray = field(default=None, repr=False, compare=False)  # indices of its connected pieces of ink
 
 
 @dataclass
@@ -80,7 +82,7 @@ class Chunk:
 
 
 def find_blocks(image, settings=None):
-    """The paragraphs of `image` in reading order; `[]` for a blank page. See `analyse_page` for more than the boxes."""
+    """The paragraphs of `image` in reading order, `[]` for a blank page: the `blocks` of [`analyse_page`]."""
     return analyse_page(image, settings).blocks
 
 
@@ -110,9 +112,10 @@ class PageLayout:
     """A page that was cut.
 
     Attributes:
-        image: `PIL.Image` of mode L, the page made upright with dark ink on white paper; boxes of lines, blocks and chunks are its pixels.
+        image: `PIL.Image` of mode L, the page made upright with dark ink on white paper. Boxes of lines, blocks and
+            chunks are in its pixels.
         blocks: `list[TextBlock]` in reading order.
-        angle: degrees by which the lines of the given picture fell to the right (0 where that was too little to matter).
+        angle: degrees by which lines of the given picture fell to the right, 0 where that was too little to matter.
         factor: how many times the given picture was reduced to get `image`.
         size: width and height of the given picture.
         unit: typical x-height in pixels of `image`, 0 for a blank page.
@@ -127,10 +130,10 @@ class PageLayout:
         return [line for block in self.blocks for line in block.lines]
 
     def to_original(self, box):
-        """A box of this layout as a box `(x0, y0, x1, y1)` of integers in the picture that was given, kept inside it."""
+        """A box of this layout as a box of integers in the picture that was given, kept inside it."""
         x0, y0, x1, y1 = box
         if self.angle:
-            # PIL turns about the centre; a corner goes back by the same angle, and the box is put around the four corners.
+            # PIL turned it about the centre; the corners are turned back, and the new box is put around the four.
             cx, cy = self.image.width / 2, self.image.height / 2
             cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
             points = [(x - cx, y - cy) for x in (x0, x1) for y in (y0, y1)]
@@ -143,7 +146,7 @@ class PageLayout:
         return math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)
 
     def chunks(self):
-        """All chunks of the page in reading order: `list[Chunk]`, each within `document_area` and `max_width` of the settings."""
+        """All chunks of the page in reading order: `list[Chunk]`, each within the settings' area and width."""
         chunks = []
         for index, block in enumerate(self.blocks):
             rows = {}
@@ -167,7 +170,8 @@ class PageLayout:
         return chunks
 
     def crop(self, chunk):
-        """The picture of a chunk: `PIL.Image` of mode L at its scale, padded with white to whole patches at the right and below.
+        """The picture of a chunk: `PIL.Image` of mode L at its scale, padded with white to whole patches right and
+        below.
 
         Ink of other lines that reaches into the box is painted white.
         """
@@ -176,14 +180,14 @@ class PageLayout:
         left, top = math.floor(x0 - pad), math.floor(y0 - pad)
         right, bottom = math.ceil(x1 + pad), math.ceil(y1 + pad)
         canvas = np.full((bottom - top, right - left), 255, np.uint8)
-        l, t, r, b = max(left, 0), max(top, 0), min(right, self.image.width), min(bottom, self.image.height)
-        window = np.array(self.image.crop((l, t, r, b)))
-        own, other = self._ink.windows((l, t, r, b), chunk.glyphs)
+        inside = max(left, 0), max(top, 0), min(right, self.image.width), min(bottom, self.image.height)
+        window = np.array(self.image.crop(inside))
+        own, other = self._ink.windows(inside, chunk.glyphs)
         if other.any():
             # The soft edge of a stroke lies outside the thresholded ink, about a tenth of the x-height far.
             reach = max(1, round(chunk.x_height / 8))
-            window[_dilate(other, reach) & ~_dilate(own, reach)] = 255
-        canvas[t - top : b - top, l - left : r - left] = window
+            window[dilate(other, reach) & ~dilate(own, reach)] = 255
+        canvas[inside[1] - top : inside[3] - top, inside[0] - left : inside[2] - left] = window
         pieces = Image.fromarray(canvas)
         width, height = self._pixels(chunk.box, chunk.scale)
         area = (x0 - pad - left, y0 - pad - top, x1 + pad - left, y1 + pad - top)
@@ -199,7 +203,8 @@ class PageLayout:
         return max(1, round((box[2] - box[0]) * scale + margin)), max(1, round((box[3] - box[1]) * scale + margin))
 
     def _scale(self, lines):
-        return min(self.settings.x_height / float(np.median([line.x_height for line in lines])), self.settings.max_scale)
+        x_height = float(np.median([line.x_height for line in lines]))
+        return min(self.settings.x_height / x_height, self.settings.max_scale)
 
     def _fits(self, lines):
         if len(lines) > self.settings.max_lines:
@@ -260,23 +265,18 @@ class PageLayout:
         return scale
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------------
-# Ink
-# ---------------------------------------------------------------------------------------------------------------------------------------
-
-
 def _analyse(gray, settings, factor, size):
-    page, mask = _normalise(gray)
+    page, mask = normalise_page(gray)
     if mask is None:
         return PageLayout(page, [], None, 0.0, factor, size, 0.0, settings)
-    ink = _Ink(mask)
+    ink = Ink(mask)
     unit = ink.typical_height()
     angle = 0.0
     if settings.deskew and unit:
-        angle = _skew(ink, unit, page.width)
+        angle = skew_of(ink, unit, page.width)
         if angle:
             page = page.rotate(angle, Image.Resampling.BICUBIC, fillcolor=255)
-            ink = _Ink(_binarise(page))
+            ink = Ink(ink_mask(page))
             unit = ink.typical_height()
     if not unit:
         return PageLayout(page, [], ink, 0.0, factor, size, 0.0, settings)
@@ -289,363 +289,11 @@ def _analyse(gray, settings, factor, size):
     return PageLayout(page, blocks, ink, angle, factor, size, unit, settings)
 
 
-def _normalise(gray):
-    """Paper white, ink dark: `(page of mode L, mask of ink (H, W) or None if the page is blank)`."""
-    histogram = np.array(gray.histogram(), np.int64)
-    levels = np.flatnonzero(histogram)
-    if levels[-1] - levels[0] < 24:  # one even tone
-        return Image.new("L", gray.size, 255), None
-    threshold = _otsu(histogram)
-    dark = histogram[: threshold + 1].sum() / histogram.sum()
-    if dark > 0.5 and not (dark < 0.65 and _bright_border(gray, threshold)):
-        gray = gray.point([255 - v for v in range(256)])
-        histogram = histogram[::-1]
-    paper = _paper(gray)
-    if isinstance(paper, int):
-        page = gray.point([min(255, round(255 * v / max(paper, 1))) for v in range(256)])
-    else:
-        ratio = np.asarray(gray, np.float32) * 255.0
-        ratio /= np.maximum(paper, 1.0)
-        np.minimum(ratio, 255.0, out=ratio)
-        page = Image.fromarray(ratio.astype(np.uint8))
-    page = _darkened(page)
-    mask = _binarise(page)
-    return page, mask if mask is not None and mask.any() else None
-
-
-def _darkened(page):
-    """Faint ink made dark: white stays, the ink's own level goes to 40, unless it is dark already or there is none."""
-    histogram = np.array(page.histogram(), np.int64)
-    ink = np.cumsum(histogram[: _otsu(histogram) + 1])
-    level = int(np.searchsorted(ink, 0.25 * ink[-1]))
-    if not 90 < level < 255 - 40:
-        return page
-    return page.point([max(0, round(255 - (255 - v) * (255 - 40) / (255 - level))) for v in range(256)])
-
-
-def _binarise(page):
-    """Mask of the ink of a page whose paper is white, `None` if there is nothing dark enough to be ink."""
-    histogram = np.array(page.histogram(), np.int64)
-    darkest = int(np.searchsorted(np.cumsum(histogram), max(1, 2e-5 * histogram.sum())))
-    if darkest > 255 - 40:  # noise of scanners and of JPEG stays within some 30 levels
-        return None
-    # Grey code listings and thin blurred strokes are as good as black ink, so the level lies near the paper: 6 deviations of the
-    # paper's own unevenness (grain of a scan, ringing of JPEG) from it, and at least half way to Otsu's level.
-    levels = np.arange(256)
-    paper = histogram * (levels > 200)
-    spread = math.sqrt(float((paper * (255 - levels) ** 2).sum() / max(1, paper.sum())))
-    otsu = _otsu(histogram)
-    threshold = min(208.0, max(255 - 6 * spread - 30, (otsu + 255) / 2 - 30, otsu))
-    return np.asarray(page) < threshold
-
-
-def _otsu(histogram):
-    """The level that parts a histogram of 256 bins into two classes of least variance; levels up to it are the dark class."""
-    share = histogram / histogram.sum()
-    weight, mean = np.cumsum(share), np.cumsum(share * np.arange(256))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = (mean[-1] * weight - mean) ** 2 / (weight * (1.0 - weight))
-    return int(np.argmax(np.nan_to_num(between, nan=0.0, posinf=0.0)))
-
-
-def _bright_border(gray, threshold):
-    pixels = np.asarray(gray)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    return (border > threshold).mean() > 0.6
-
-
-def _paper(gray):
-    """Brightness of the paper under the ink: an `int` if it is the same all over, else `(H, W)` float32."""
-    cell = 4  # white between two lines spans a whole cell wherever letters are of legible size
-    small = np.asarray(gray.reduce(cell) if min(gray.size) >= cell else gray)
-    low, high = np.percentile(np.asarray(gray.reduce(16) if min(gray.size) >= 64 else gray), (50, 99))
-    if high - low < 6 and np.percentile(small, 90) - low < 6:
-        return int(np.bincount(small.ravel(), minlength=256)[int(low) - 2 if low > 2 else 0 :].argmax() + max(int(low) - 2, 0))
-    # Grey closing: the maximum fills strokes narrower than the window, the minimum puts the edges of larger shapes back.
-    window = max(8, min(32, min(small.shape) // 4))
-    closed = 255 - _running_max(255 - _running_max(small, window), window)
-    paper = Image.fromarray(closed).resize(gray.size, Image.Resampling.BILINEAR)
-    return np.asarray(paper, np.float32)
-
-
-def _running_max(values, window):
-    """Maximum over a centred square of about `window` cells; `(h, w)` uint8 to the same."""
-    for axis in (0, 1):
-        done, left = 1, 0
-        while done < window:
-            step = min(done, window - done)
-            shifted = values.copy()
-            if axis == 0:
-                np.maximum(values[:-step], values[step:], out=shifted[:-step])
-            else:
-                np.maximum(values[:, :-step], values[:, step:], out=shifted[:, :-step])
-            values, done, left = shifted, done + step, left + step
-        # each value now covers [i, i + window): put it in the middle, repeating the border
-        values = np.concatenate([np.repeat(values.take([0], axis), window // 2, axis), values], axis)
-        values = values[: -(window // 2)] if axis == 0 else values[:, : -(window // 2)]
-    return values
-
-
-class _Ink:
-    """Connected pieces of ink (8 neighbours), found on horizontal runs rather than pixels, which is what makes it quick in numpy.
-
-    `row, start, stop, label`: one entry per run, sorted by row. `x0, y0, x1, y1, area`: one entry per piece.
-    """
-
-    def __init__(self, mask):
-        self.shape = mask.shape
-        self.row, self.start, self.stop = _runs(mask)
-        self.label = _connect(self.row, self.start, self.stop, mask.shape[1])
-        self._measure()
-
-    def _measure(self):
-        count = int(self.label.max()) + 1 if len(self.label) else 0
-        order = np.argsort(self.label, kind="stable")
-        first = np.searchsorted(self.label[order], np.arange(count))
-        self._order, self._first = order, np.append(first, len(order))
-        if count == 0:
-            self.x0 = self.y0 = self.x1 = self.y1 = self.area = np.zeros(0, np.int64)
-            return
-        self.x0 = np.minimum.reduceat(self.start[order], first)
-        self.x1 = np.maximum.reduceat(self.stop[order], first)
-        self.y0 = self.row[order][first]  # runs are sorted by row, and the sort by label is stable
-        self.y1 = self.row[order][self._first[1:] - 1] + 1
-        self.area = np.add.reduceat((self.stop - self.start)[order], first)
-
-    @property
-    def width(self):
-        return self.x1 - self.x0
-
-    @property
-    def height(self):
-        return self.y1 - self.y0
-
-    def runs_of(self, piece):
-        return self._order[self._first[piece] : self._first[piece + 1]]
-
-    def typical_height(self):
-        """The commonest height of pieces shaped like letters, the first guess at the x-height; 0 if there are none."""
-        w, h = self.width, self.height
-        letters = (h >= 3) & (w <= 6 * h) & (h <= 8 * w) & (h < 0.9 * self.shape[0] + 8) & (w >= 2)
-        heights = h[letters]
-        if not len(heights):
-            return 0.0
-        counts = np.bincount(heights, minlength=8).astype(np.float64)
-        smooth = np.convolve(counts, [0.5, 1.0, 0.5], "same")
-        # A letter three pixels tall cannot be told from dirt; where larger ones are nearly as common, they are the text.
-        smooth *= np.minimum(np.arange(len(smooth)) / 5.0, 1.0)
-        return float(np.argmax(smooth))
-
-    def glyphs(self, unit):
-        """Indices of pieces that may be letters; what is joined to rules and frames is freed from them first."""
-        w, h = self.width, self.height
-        rule = ((h < 0.5 * unit) & (w > 5 * unit)) | ((w < 0.5 * unit) & (h > 6 * unit))
-        large = ((h > 5 * unit) | ((w > 20 * unit) & (h > 0.5 * unit))) & ~rule
-        keep = ~rule & ~large
-        added = []
-        for piece in np.flatnonzero(large):
-            density = self.area[piece] / (w[piece] * h[piece])
-            if h[piece] <= 14 * unit and 0.1 * h[piece] <= w[piece] <= 2 * h[piece] and 0.12 < density < 0.8:
-                keep[piece] = True  # the letter of a title, perhaps; `_measured` asks for company
-            elif density > 0.5 and min(w[piece], h[piece]) > 1.5 * unit:
-                added += self._letters_in_panel(piece, unit)
-            elif min(w[piece], h[piece]) > 1.2 * unit:
-                added += self._letters_on_rules(piece, unit)
-        if not added:
-            return np.flatnonzero(keep)
-        before = len(self.x0)
-        self._append(added)
-        return np.concatenate([np.flatnonzero(keep), np.arange(before, len(self.x0))])
-
-    def _append(self, pieces):
-        """Adds pieces given as `(row, start, stop)` and sorts all runs by row again."""
-        rows = [self.row] + [p[0] for p in pieces]
-        starts = [self.start] + [p[1] for p in pieces]
-        stops = [self.stop] + [p[2] for p in pieces]
-        count = len(self.x0)
-        labels = [self.label] + [np.full(len(p[0]), count + i) for i, p in enumerate(pieces)]
-        row = np.concatenate(rows)
-        order = np.argsort(row, kind="stable")
-        self.row, self.start = row[order], np.concatenate(starts)[order]
-        self.stop, self.label = np.concatenate(stops)[order], np.concatenate(labels)[order]
-        self._measure()
-
-    def _painted(self, piece):
-        runs = self.runs_of(piece)
-        x0, y0 = self.x0[piece], self.y0[piece]
-        shape = (self.y1[piece] - y0, self.x1[piece] - x0)
-        return _paint(shape, self.row[runs] - y0, self.start[runs] - x0, self.stop[runs] - x0)
-
-    def _letters_in_panel(self, piece, unit):
-        """White letters on a dark panel: the holes of a piece that are shaped like letters."""
-        holes = ~self._painted(piece)
-        # Letters inside the panel may have been cut out of it by dark counters; whatever is not the panel is a candidate.
-        return self._letters(holes, piece, unit, border=False)
-
-    def _letters_on_rules(self, piece, unit):
-        """Letters that touch a rule, frame or curve: what is left of a piece without its long straight runs."""
-        mask = self._painted(piece)
-        longest = max(3, round(3 * unit))
-        for turned in (False, True):
-            view = mask.T if turned else mask
-            row, start, stop = _runs(view)
-            long = stop - start > longest
-            rules = _paint(view.shape, row[long], start[long], stop[long])
-            mask = (view & ~rules).T if turned else view & ~rules
-        return self._letters(mask, piece, unit, border=True)
-
-    def _letters(self, mask, piece, unit, border):
-        if not mask.any():
-            return []
-        inner = _Ink(np.ascontiguousarray(mask))
-        w, h = inner.width, inner.height
-        good = (h <= 4 * unit) & (w <= 12 * unit) & (h >= 0.3 * unit)
-        if not border:
-            good &= (inner.x0 > 0) & (inner.y0 > 0) & (inner.x1 < mask.shape[1]) & (inner.y1 < mask.shape[0])
-        letters = good & (h > 0.7 * unit) & (w < 5 * unit)
-        if letters.sum() < 3 or good.sum() > 4 * letters.sum() + 8:  # texture, not text
-            return []
-        x0, y0 = self.x0[piece], self.y0[piece]
-        found = []
-        for index in np.flatnonzero(good):
-            runs = inner.runs_of(index)
-            found.append((inner.row[runs] + y0, inner.start[runs] + x0, inner.stop[runs] + x0))
-        return found
-
-    def split(self, piece, y):
-        """Parts a piece that touches two lines at row `y`; returns the index of the new, lower piece."""
-        runs = self.runs_of(piece)
-        lower = runs[self.row[runs] >= y]
-        new = len(self.x0)
-        self.label[lower] = new
-        self._measure()
-        return new
-
-    def windows(self, box, glyphs):
-        """Masks of shape (box height, box width): the ink of `glyphs`, and all other ink."""
-        x0, y0, x1, y1 = box
-        a, b = np.searchsorted(self.row, (y0, y1))
-        start, stop = np.maximum(self.start[a:b], x0), np.minimum(self.stop[a:b], x1)
-        inside = stop > start
-        start, stop, row, label = start[inside] - x0, stop[inside] - x0, self.row[a:b][inside] - y0, self.label[a:b][inside]
-        mine = np.isin(label, glyphs)
-        shape = (y1 - y0, x1 - x0)
-        own = _paint(shape, row[mine], start[mine], stop[mine])
-        return own, _paint(shape, row[~mine], start[~mine], stop[~mine]) & ~own
-
-
-def _runs(mask):
-    """Horizontal runs of a mask (H, W): `(row, start, stop)`, sorted by row and column, `stop` exclusive."""
-    height, width = mask.shape
-    flat = np.zeros((height, width + 1), np.bool_)  # a white column at the end keeps runs within their row
-    flat[:, :width] = mask
-    flat = flat.ravel()
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    if flat[0]:
-        edges = np.concatenate([[0], edges])
-    begin, end = edges[0::2], edges[1::2]
-    row = begin // (width + 1)
-    return row, begin - row * (width + 1), end - row * (width + 1)
-
-
-def _connect(row, start, stop, width):
-    """Label of the connected piece of each run, 0 … pieces − 1; runs of neighbouring rows connect also at a corner."""
-    count = len(row)
-    if count == 0:
-        return np.zeros(0, np.int64)
-    key = width + 2
-    # Runs of the row above that touch run i: those from the first whose stop reaches start[i] to the last whose start is at most stop[i].
-    low = np.searchsorted(row * key + stop, (row - 1) * key + start, "left")
-    high = np.searchsorted(row * key + start, (row - 1) * key + stop, "right")
-    touching = high - low
-    parent = np.where(touching > 0, low, np.arange(count))
-    while True:  # follow the first neighbour above up to the top of the piece, doubling the stride
-        above = parent[parent]
-        if np.array_equal(above, parent):
-            break
-        parent = above
-    many = np.flatnonzero(touching > 1)
-    if len(many):  # a run that joins several pieces from above
-        extra = touching[many] - 1
-        child = np.repeat(many, extra)
-        offset = np.arange(extra.sum()) - np.repeat(np.cumsum(extra) - extra, extra)
-        a, b = parent[child], parent[low[child] + 1 + offset]
-        roots, index = np.unique(np.concatenate([a, b]), return_inverse=True)
-        a, b = index[: len(a)], index[len(a) :]
-        group = np.arange(len(roots))
-        while True:
-            smallest = np.minimum(group[a], group[b])
-            new = group.copy()
-            np.minimum.at(new, group[a], smallest)
-            np.minimum.at(new, group[b], smallest)
-            new = new[new]
-            if np.array_equal(new, group):
-                break
-            group = new
-        target = np.arange(count)
-        target[roots] = roots[group]
-        parent = target[parent]
-    is_root = np.zeros(count, np.bool_)
-    is_root[parent] = True
-    return (np.cumsum(is_root) - 1)[parent]
-
-
-def _paint(shape, row, start, stop):
-    """The mask (H, W) of runs that do not overlap."""
-    height, width = shape
-    change = np.zeros(height * (width + 1) + 1, np.int8)
-    change[row * (width + 1) + start] += 1
-    # a run that begins where another ends leaves its start in place: `-=` on distinct places only
-    change[row * (width + 1) + stop] -= 1
-    return np.cumsum(change, dtype=np.int8)[:-1].reshape(height, width + 1)[:, :width].astype(np.bool_)
-
-
-def _dilate(mask, reach):
-    grown = mask.copy()
-    for _ in range(reach):
-        wide = grown.copy()
-        wide[:, 1:] |= grown[:, :-1]
-        wide[:, :-1] |= grown[:, 1:]
-        grown = wide.copy()
-        grown[1:] |= wide[:-1]
-        grown[:-1] |= wide[1:]
-    return grown
-
-
-def _skew(ink, unit, width):
-    """Degrees by which lines fall to the right, within ±3; 0 where the whole drift stays under a third of the x-height."""
-    h = ink.height
-    letters = (h > 0.6 * unit) & (h < 3 * unit) & (ink.width < 4 * unit)
-    if letters.sum() < 12:
-        return 0.0
-    x = (ink.x0[letters] + ink.x1[letters]) / 2.0
-    y = ink.y1[letters].astype(np.float64)
-    if len(x) > 3000:
-        x, y = x[:: len(x) // 3000 + 1], y[:: len(y) // 3000 + 1]
-
-    def sharpness(degrees):
-        # Feet of letters fall into few bins when the page is turned so that its lines lie level.
-        level = (y - x * math.tan(math.radians(degrees))) / max(1.0, unit / 6)
-        counts = np.bincount((level - level.min()).astype(np.int64)).astype(np.float64)
-        return float((counts**2).sum() + (counts[1:] * counts[:-1]).sum())
-
-    level = sharpness(0.0)
-    best = max(np.arange(-3.0, 3.001, 0.1), key=sharpness)
-    best = max(np.arange(best - 0.1, best + 0.101, 0.02), key=sharpness)
-    drift = math.tan(math.radians(abs(best))) * (x.max() - x.min())
-    return float(best) if drift > unit / 3 and sharpness(best) > 1.08 * level else 0.0
-
-
-# ---------------------------------------------------------------------------------------------------------------------------------------
-# Columns, rows, lines, blocks
-# ---------------------------------------------------------------------------------------------------------------------------------------
-
-
 def _columns(ink, glyphs, unit, depth=0):
     """Parts of a page in reading order, each one column of text: `list` of index arrays.
 
-    A gutter is a rectangle of white, at least 1.5 u wide, with running text of at least three lines on both sides. What stands above and
-    below it (titles, figures across the page) is cut off and looked at again.
+    A gutter is a rectangle of white, at least 1.5 u wide, with running text of several lines on both sides. What
+    stands above and below it (titles, figures across the page) is cut off and looked at again.
     """
     if len(glyphs) < 40 or depth > 12:
         return [glyphs] if len(glyphs) else []
@@ -664,9 +312,10 @@ def _columns(ink, glyphs, unit, depth=0):
     np.add.at(corners, (d, a), -1)
     inked = (corners.cumsum(0).cumsum(1) > 0)[:rows, :cols]
     wide = inked[:, :-2] | inked[:, 1:-1] | inked[:, 2:]  # white for three cells, 1.5 u
-    col, begin, end = _runs(~wide.T)
-    tall = (end - begin >= 14) & (col >= 22) & (col < cols - 24)  # 7 u: at least three lines; 11 u of text on both sides
-    candidates = sorted(zip((end - begin)[tall], col[tall], begin[tall], end[tall]), reverse=True)
+    col, begin, end = runs_of_mask(~wide.T)
+    # 14 cells are 7 u: at least three lines; 22 are 11 u of text on both sides.
+    tall = (end - begin >= 14) & (col >= 22) & (col < cols - 24)
+    candidates = sorted(zip((end - begin)[tall], col[tall], begin[tall], end[tall], strict=True), reverse=True)
     tried = []
     for _, column, first, last in candidates:
         if any(abs(column - t[0]) < 6 and first >= t[1] - 4 and last <= t[2] + 4 for t in tried):
@@ -686,7 +335,8 @@ def _columns(ink, glyphs, unit, depth=0):
         at_right = ~above & ~below & ~at_left
         if not at_left.any() or not at_right.any():
             continue
-        return [part for which in (above, at_left, at_right, below) for part in _columns(ink, glyphs[which], unit, depth + 1)]
+        parts = [glyphs[which] for which in (above, at_left, at_right, below)]
+        return [column for part in parts for column in _columns(ink, part, unit, depth + 1)]
     return [glyphs]
 
 
@@ -698,7 +348,7 @@ def _is_gutter(inked, column, first, last):
         return False
     used = [np.flatnonzero(side.any(0)) for side in sides]
     white = 3 + column - 1 - used[0][-1] + used[1][0]
-    for side, cells in zip(sides, used):
+    for side, cells in zip(sides, used, strict=True):
         side = side[:, cells[0] : cells[-1] + 1]
         if side.shape[1] < 22:
             return False
@@ -710,7 +360,9 @@ def _is_gutter(inked, column, first, last):
         fills.append(min(float(extent.mean() / side.shape[1]), float(reach.mean() / 0.5)))
         tops.append(np.flatnonzero(filled)[0])
         bottoms.append(np.flatnonzero(filled)[-1])
-    if min(lines) < (3 if white >= 5 else 5):  # rivers through two or three lines are common, through five they are not
+    if min(lines) < (
+        3 if white >= 5 else 5
+    ):  # rivers through two or three lines are common, through five they are not
         return False
     return min(fills) >= 0.55 and min(bottoms) - max(tops) >= 10
 
@@ -750,30 +402,22 @@ def _with_their_dots(ink, strips, unit):
 
 
 def _rows_of_strip(ink, strip, unit, depth):
-    """Rows of a strip that no white row crosses: mostly one line; else cells with lines of their own, or lines that touch."""
+    """Rows of a strip that no white row crosses: as a rule one; else cells with rows of their own, or rows that touch."""
     top, bottom = ink.y0[strip].min(), ink.y1[strip].max()
     heights = ink.height[strip]
     tall = heights[heights > 0.5 * unit]
     local = float(np.median(tall)) if len(tall) else unit
+    gap = 4.0 * max(unit, min(local, 3 * unit))
     if bottom - top > 2.7 * local and len(strip) > 3 and depth < 20:
         cells = _cells(ink, strip, 1.5 * unit)
         if len(cells) > 1:
             parts = [_rows(ink, cell, unit, depth + 1) for cell in cells]
             if any(len(part) > 1 for part in parts):
-                return _in_order(ink, parts)
+                return [row for part in parts for row in part]
         lines = _touching_lines(ink, strip, local)
         if len(lines) > 1:
-            return [[cell] for line in lines for cell in [line]] if depth >= 20 else _cut_rows(ink, lines, unit)
-    return [_cells(ink, strip, 4.0 * max(unit, min(local, 3 * unit)))]
-
-
-def _cut_rows(ink, lines, unit):
-    return [_cells(ink, line, 4.0 * unit) for line in lines]
-
-
-def _in_order(ink, parts):
-    """Rows of cells side by side: row by row where each cell has one line at the same height, else cell by cell."""
-    return [row for part in parts for row in part]
+            return [_cells(ink, line, gap) for line in lines]
+    return [_cells(ink, strip, gap)]
 
 
 def _cells(ink, glyphs, gap):
@@ -785,7 +429,7 @@ def _cells(ink, glyphs, gap):
 
 
 def _touching_lines(ink, strip, local):
-    """Lines whose letters overlap in height (tight leading, brackets across lines), parted where least ink lies between two bands."""
+    """Lines that overlap in height (tight leading, brackets across them), parted where least ink lies between bands."""
     top, bottom = int(ink.y0[strip].min()), int(ink.y1[strip].max())
     usual = strip[ink.height[strip] <= 2.3 * local]
     if len(usual) < 4:
@@ -801,11 +445,11 @@ def _touching_lines(ink, strip, local):
     profile = np.convolve(profile, np.ones(size) / size, "same")
     high = profile > 0.35 * profile.max()
     edges = np.flatnonzero(np.diff(np.concatenate([[0], high.astype(int), [0]])))
-    bands = [(a, b) for a, b in zip(edges[0::2], edges[1::2]) if b - a >= 0.35 * local]
+    bands = [(a, b) for a, b in zip(edges[0::2], edges[1::2], strict=True) if b - a >= 0.35 * local]
     if len(bands) < 2:
         return [strip]
     borders = []
-    for (_, a), (b, _) in zip(bands[:-1], bands[1:]):
+    for (_, a), (b, _) in pairwise(bands):
         if b > a:
             between = profile[a:b]
             if between.min() < 0.3 * profile.max():
@@ -813,13 +457,13 @@ def _touching_lines(ink, strip, local):
                 borders.append(top + a + int(low[len(low) // 2]))
     if not borders:
         return [strip]
-    pieces = list(strip)
-    for y in borders:
-        for piece in list(pieces):
-            up, down = y - ink.y0[piece], ink.y1[piece] - y
-            if up > 0.6 * local and down > 0.6 * local and ink.height[piece] > 1.9 * local:
-                pieces.append(ink.split(piece, y))
-    pieces = np.array(pieces)
+    cuts = [
+        (piece, y)
+        for y in reversed(borders)
+        for piece in strip[ink.height[strip] > 1.9 * local]
+        if y - ink.y0[piece] > 0.6 * local and ink.y1[piece] - y > 0.6 * local
+    ]
+    pieces = np.concatenate([strip, np.array(ink.split(cuts), strip.dtype)])
     middle = (ink.y0[pieces] + ink.y1[pieces]) / 2
     place = np.searchsorted(borders, middle, "right")
     lines = [pieces[place == i] for i in range(len(borders) + 1)]
@@ -829,8 +473,9 @@ def _touching_lines(ink, strip, local):
 def _measured(ink, columns, unit):
     """Rows of glyphs to rows of `TextLine`s with their x-height; what is not text is dropped.
 
-    The x-height is the height of the band between the outermost rows of pixels that hold half as much ink as the band does, to a
-    fraction of a pixel. Lines of capitals or figures, which have no band of their own, take the size of their neighbours.
+    The x-height is the height of the band between the outermost rows of pixels that hold half as much ink as the band
+    does, to a fraction of a pixel. Lines of capitals or figures, which have no band of their own, take the page's
+    usual size.
     """
     cells = [cell for rows in columns for row in rows for cell in row]
     if not cells:
@@ -882,14 +527,15 @@ def _measured(ink, columns, unit):
 
 
 def _band(profile):
-    """Upper and lower border, in fractions of pixels, of the band of lower-case letters in the ink per row of one line."""
+    """Upper and lower border, in fractions of pixels, of the band of small letters in the ink per row of one line."""
     peak = profile.max()
     level = 0.5 * profile[profile >= 0.5 * peak].mean()
     above = np.flatnonzero(profile >= level)
     first, last = int(above[0]), int(above[-1])
     before = profile[first - 1] if first else 0.0
     after = profile[last + 1] if last + 1 < len(profile) else 0.0
-    # Row i covers [i, i + 1). A border row of half ink moves the border by half a pixel, as antialiasing of the band's edge does.
+    # Row i covers [i, i + 1). A border row of half ink moves the border by half a pixel, as antialiasing of the
+    # band's edge does.
     low = first + (1.0 - min(1.0, profile[first] / (2 * level))) - min(1.0, before / (2 * level)) * 0.5
     high = last + 1 - (1.0 - min(1.0, profile[last] / (2 * level))) + min(1.0, after / (2 * level)) * 0.5
     return low, max(high, low + 1.0)
@@ -915,9 +561,9 @@ def _is_text(ink, cell, box, size, usual):
     letters = (h > 0.4 * tallest) & (w < 4 * np.maximum(h, 0.4 * usual) + 6 * usual)
     if len(cell) <= 2:
         lone = width / height
-        if tallest > 2.6 * usual or lone > 8 and len(cell) == 1 and density > 0.6:
+        if tallest > 2.6 * usual or (lone > 8 and len(cell) == 1 and density > 0.6):
             return False
-        if len(cell) == 1 and (density > 0.85 and lone > 0.45 or density < 0.12):
+        if len(cell) == 1 and ((density > 0.85 and lone > 0.45) or density < 0.12):
             return False
         return lone < 25
     if density > 0.75 or not letters.any():
@@ -932,7 +578,7 @@ def _blocks(rows):
     """Paragraphs of one column: rows of one size, close below each other, broken where a first line is indented."""
     blocks, current = [], []
     pitches = []
-    for upper, lower in zip(rows[:-1], rows[1:]):
+    for upper, lower in pairwise(rows):
         pitch = lower[0][1] - upper[0][1]
         size = upper[0][0].x_height
         if 1.6 * size < pitch < 4.2 * size:
@@ -955,7 +601,6 @@ def _blocks(rows):
 
 
 def _begins_block(block, row, usual, margin_left, margin_right):
-    above, line = block[-1][0][0], row[0][0]
     size = np.median([cell.x_height for cell, _ in block[-1]])
     new = np.median([cell.x_height for cell, _ in row])
     if not 0.77 < new / size < 1.3:
@@ -975,7 +620,7 @@ def _begins_block(block, row, usual, margin_left, margin_right):
 
 
 def _union(boxes):
-    x0, y0, x1, y1 = zip(*boxes)
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
     return min(x0), min(y0), max(x1), max(y1)
 
 

@@ -1,9 +1,11 @@
-"""Read whole pages and name pictures with a UNIT model.
+"""Read whole pages with a model that reads a few lines at a time, and name pictures; each text with a confidence.
 
-    page -> `layout_unit`: blocks, then chunks that fit the document size -> batches of alike size -> `generate` with the
-    repetition stopper -> text and confidence of each chunk -> blocks in reading order -> `Page`
+Shapes: B chunks of a batch, T new pieces, V vocabulary. Confidences are the geometric mean of the probabilities that
+the decoder gave to the pieces it chose, in (0, 1]: exp(mean log-probability). They rank texts of one model; they are
+not shares of right words.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -12,14 +14,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from .image_processing_unit import to_rgb
-from .layout_unit import LayoutSettings, analyse_page
+from .image_input_unit import open_image
+from .layout_unit import LayoutSettings, PageLayout, analyse_page
 from .repetition_unit import RepetitionStopper, trim_repetition
-
-
-Box = tuple[int, int, int, int]
 
 
 @dataclass
@@ -27,31 +26,30 @@ class Block:
     """A paragraph as it was read.
 
     Args:
-        box: `(x0, y0, x1, y1)` in pixels of the given image, x1 and y1 exclusive.
-        text: lines separated by newlines.
-        confidence: geometric mean of the probabilities of the pieces, 0 to 1, weighted by length over the chunks.
-        repetition_stopped: reading went round in circles somewhere in this block and was cut off there.
-        lines: boxes of its lines.
+        box: `(x0, y0, x1, y1)` pixels of the given picture, x1 and y1 exclusive.
+        text: its lines, joined by newlines.
+        confidence: mean of its chunks' confidences, weighted by their number of pieces.
+        lines: boxes of its lines, as `box`.
+        x_height: height of its small letters in pixels of the given picture.
+        repetition_stopped: the decoder went round in circles in it; the text is what came before.
+        truncated: the decoder had not come to an end when as much was read as the box can hold.
     """
 
-    box: Box
+    box: tuple[int, int, int, int]
     text: str
     confidence: float
+    lines: list[tuple[int, int, int, int]] = field(default_factory=list)
+    x_height: float = 0.0
     repetition_stopped: bool = False
-    lines: list[Box] = field(default_factory=list)
+    truncated: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "box": list(self.box),
-            "text": self.text,
-            "confidence": round(self.confidence, 4),
-            "repetition_stopped": self.repetition_stopped,
-        }
+        return dataclasses.asdict(self)
 
 
 @dataclass
 class Page:
-    """A page as it was read: blocks in reading order, the image's `(width, height)`, seconds it took (its share of a batch)."""
+    """A page as it was read: blocks in reading order, none if it is blank. `size`: width and height in pixels."""
 
     blocks: list[Block]
     size: tuple[int, int]
@@ -59,225 +57,332 @@ class Page:
 
     @property
     def text(self) -> str:
-        """The blocks' texts, separated by blank lines; empty for a blank page."""
+        """The blocks' texts, a blank line between them."""
         return "\n\n".join(block.text for block in self.blocks if block.text)
 
     @property
     def confidence(self) -> float:
-        """Mean of the blocks' confidences weighted by their length; 1 for a blank page, nothing being in doubt."""
-        total = sum(len(block.text) for block in self.blocks)
-        if not total:
-            return 1.0
-        return sum(block.confidence * len(block.text) for block in self.blocks) / total
+        """Mean over the blocks by their length; 0 for a blank page."""
+        weights = [len(block.text) for block in self.blocks]
+        total = sum(weights)
+        return (
+            sum(w * block.confidence for w, block in zip(weights, self.blocks, strict=True)) / total if total else 0.0
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "size": list(self.size),
+            "width": self.size[0],
+            "height": self.size[1],
             "seconds": round(self.seconds, 3),
-            "confidence": round(self.confidence, 4),
+            "confidence": self.confidence,
+            "text": self.text,
             "blocks": [block.to_dict() for block in self.blocks],
         }
 
 
 @dataclass
 class Caption:
-    """What a picture shows: text and confidence (geometric mean of the pieces' probabilities)."""
+    """What a picture is said to show."""
 
     text: str
     confidence: float
+    seconds: float = 0.0
 
 
 @dataclass
-class _Reading:
-    """What was read of one chunk."""
+class RankedLabel:
+    """A label and how likely the decoder finds it: the geometric mean of its pieces' probabilities, end included."""
 
+    label: str
+    likelihood: float
+
+
+@dataclass
+class _Decoded:
     text: str
-    log_probability: float  # mean over the pieces
+    confidence: float
     pieces: int
-    stopped: bool
+    repetition_stopped: bool
+    truncated: bool
+
+
+class _ChosenProbability(LogitsProcessor):
+    """Notes the log-probability of the likeliest piece at each step: the chosen one, as decoding is greedy."""
+
+    def __init__(self):
+        self.steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids, scores):
+        self.steps.append(torch.log_softmax(scores.float(), dim=-1).amax(dim=-1))  # (B,)
+        return scores
+
+
+class _OwnLength(StoppingCriteria):
+    """Ends each row at its own number of new pieces: (B,)."""
+
+    def __init__(self, prompt_length: int, limits: Sequence[int]):
+        self.prompt_length, self.limits = prompt_length, limits
+
+    def __call__(self, input_ids, scores, **kwargs):
+        limits = torch.as_tensor(self.limits, device=input_ids.device)
+        return input_ids.shape[1] - self.prompt_length >= limits
 
 
 class Reader:
-    """Reads pages of any size and names pictures.
+    """Reads pages and describes pictures with a UNIT model.
+
+    Pages are cut on white space (`layout_unit`), the chunks of all pages rescaled to one x-height and read in batches
+    of like size, greedily.
 
     Args:
-        model: [`UnitForConditionalGeneration`]. processor: [`UnitProcessor`], of the same checkpoint.
-        batch_size: chunks read at once.
-        x_height: height in pixels of a lower-case x that text is brought to. unit-tiny learned from 7 to 13.
-        max_lines: most lines in a chunk. unit-tiny learned from one to three.
+        model: `UnitForConditionalGeneration`, or any model whose `generate` takes what `processor` makes.
+        processor: `UnitProcessor`.
+        batch_size: most chunks read at once.
+        settings (`LayoutSettings`, *optional*): by default budget and patches of the processor; a model that takes
+        larger
+            documents than unit-tiny gets proportionally more lines at once.
+        repetition: settings of [`RepetitionStopper`] other than the defaults.
 
     Example:
 
     ```python
-    >>> reader = Reader.from_pretrained("path/to/unit-tiny")
-    >>> print(reader.read(Image.open("page.png")).text)
+    >>> reader = Reader(model, processor)
+    >>> page = reader.read("page.png")
+    >>> print(page.text)
     ```
     """
 
-    def __init__(self, model, processor, batch_size: int = 16, x_height: float = 9.5, max_lines: int = 3):
+    def __init__(
+        self,
+        model,
+        processor,
+        batch_size: int = 16,
+        settings: LayoutSettings | None = None,
+        repetition: dict[str, int] | None = None,
+    ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        self.model, self.processor, self.batch_size = model.eval(), processor, batch_size
-        images = processor.image_processor
-        self.layout_settings = LayoutSettings(
-            x_height=x_height,
-            document_area=images.document_area,
-            max_width=images.max_width,
-            patch_size=images.patch_size,
-            max_lines=max_lines,
+        self.model, self.processor, self.batch_size = model, processor, batch_size
+        self.settings = settings or self._default_settings(processor.image_processor)
+        self.repetition = dict(repetition or {})
+
+    @staticmethod
+    def _default_settings(image_processor) -> LayoutSettings:
+        base = LayoutSettings()
+        area = int(getattr(image_processor, "document_area", base.document_area))
+        return LayoutSettings(
+            document_area=area,
+            max_width=int(getattr(image_processor, "max_width", base.max_width)),
+            patch_size=int(getattr(image_processor, "patch_size", base.patch_size)),
+            max_lines=max(base.max_lines, base.max_lines * area // base.document_area),
         )
 
-    @classmethod
-    def from_pretrained(cls, name_or_folder, device: str | torch.device | None = None, **kwargs) -> "Reader":
-        """Load model and processor from a folder or the Hub. On a CPU the weights are computed in float32: it compiles
-        a bfloat16 kernel for every new shape, which costs more than it gains on a page.
-        """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = torch.float32 if device.type == "cpu" else "auto"
-        model = AutoModelForImageTextToText.from_pretrained(name_or_folder, dtype=dtype).to(device)
-        return cls(model, AutoProcessor.from_pretrained(name_or_folder), **kwargs)
+    # ------------------------------------------------------------------------------------------ pages
 
     def read(self, image: Any) -> Page:
-        """Read one page: a PIL image, an array or a tensor."""
+        """Read one page: a PIL image, a path or the bytes of a file.
+
+        Raises:
+            UnreadableInput: it cannot be opened.
+        """
         return self.read_many([image])[0]
 
     def read_many(self, images: Sequence[Any], progress: Callable[[int, int], None] | None = None) -> list[Page]:
-        """Read several pages; their chunks share batches.
+        """Read several pages, their chunks in common batches.
 
         Args:
-            progress: called with (chunks read, chunks in all) after every batch.
+            images: as for [`read`].
+            progress: called with the number of chunks done and of all chunks, first with 0 done.
+
+        Raises:
+            UnreadableInput: one cannot be opened; nothing is read then.
         """
-        started = time.perf_counter()
-        layouts = [analyse_page(to_rgb(image), self.layout_settings) for image in images]
-        chunks = [(page, chunk) for page, layout in enumerate(layouts) for chunk in layout.chunks()]
-        crops = [layouts[page].crop(chunk) for page, chunk in chunks]
-        readings = self._read_chunks(crops, [len(chunk.lines) for _, chunk in chunks], progress)
+        images = [open_image(image) for image in images]
+        layouts: list[PageLayout] = []
+        owners: list[int] = []
+        chunks, crops = [], []
+        seconds = [0.0] * len(images)
+        for index, image in enumerate(images):
+            start = time.perf_counter()
+            layout = analyse_page(image, self.settings)
+            for chunk in layout.chunks():
+                owners.append(index)
+                chunks.append(chunk)
+                crops.append(layout.crop(chunk))
+            layouts.append(layout)
+            seconds[index] += time.perf_counter() - start
+        decoded: list[_Decoded | None] = [None] * len(chunks)
+        # Like sizes together: the least padding, and rows of a batch that end at about the same step.
+        order = sorted(range(len(chunks)), key=lambda i: (crops[i].width * crops[i].height, crops[i].width))
+        if progress:
+            progress(0, len(chunks))
+        for first in range(0, len(order), self.batch_size):
+            members = order[first : first + self.batch_size]
+            start = time.perf_counter()
+            limits = [self._most_pieces(crops[i], len(chunks[i].lines)) for i in members]
+            for i, text in zip(members, self._generate([crops[i] for i in members], "ocr", limits), strict=True):
+                decoded[i] = text
+            spent = (time.perf_counter() - start) / len(members)
+            for i in members:
+                seconds[owners[i]] += spent
+            if progress:
+                progress(first + len(members), len(chunks))
         pages = []
-        for number, layout in enumerate(layouts):
-            blocks = []
-            for index, block in enumerate(layout.blocks):
-                own = [
-                    (chunk, reading)
-                    for (page, chunk), reading in zip(chunks, readings)
-                    if page == number and chunk.block_index == index
-                ]
-                text = _join([(chunk.part > 0, reading.text) for chunk, reading in own])
-                if not text:
-                    continue
-                pieces = sum(reading.pieces for _, reading in own)
-                mean = sum(reading.log_probability * reading.pieces for _, reading in own) / max(pieces, 1)
-                blocks.append(
-                    Block(
-                        box=layout.to_original(block.box),
-                        text=text,
-                        confidence=math.exp(mean),
-                        repetition_stopped=any(reading.stopped for _, reading in own),
-                        lines=[layout.to_original(line.box) for line in block.lines],
-                    )
-                )
-            pages.append(Page(blocks=blocks, size=layout.size))
-        share = (time.perf_counter() - started) / max(1, len(pages))
-        for page in pages:
-            page.seconds = share
+        for index, (image, layout) in enumerate(zip(images, layouts, strict=True)):
+            own = [i for i, owner in enumerate(owners) if owner == index]
+            blocks = self._blocks(layout, [chunks[i] for i in own], [decoded[i] for i in own])
+            pages.append(Page(blocks, image.size, seconds[index]))
         return pages
 
-    def _read_chunks(
-        self, crops: list[Image.Image], lines: list[int], progress: Callable[[int, int], None] | None
-    ) -> list[_Reading]:
-        # those that take equally many steps come together, so that few rows of a batch wait for the longest
-        order = sorted(range(len(crops)), key=lambda index: (crops[index].width * lines[index], crops[index].size))
-        readings: list[_Reading | None] = [None] * len(crops)
-        for start in range(0, len(order), self.batch_size):
-            members = order[start : start + self.batch_size]
-            longest = max(crops[index].width * lines[index] for index in members)
-            # no typeface sets more than a character every third of its x-height, and a line's end is one more
-            limit = int(3 * longest / self.layout_settings.x_height) + 16
-            for index, reading in zip(members, self._generate([crops[index] for index in members], "ocr", limit)):
-                readings[index] = reading
-            if progress is not None:
-                progress(min(start + self.batch_size, len(order)), len(order))
-        return readings
+    def _most_pieces(self, crop: Image.Image, lines: int) -> int:
+        """Pieces that a chunk can hold: its narrowest print, two bytes for some letters, a newline a line."""
+        # 0.6 x-heights a character all along is narrower than any text face: Times has 1.0 on average.
+        return math.ceil(lines * (crop.width / (0.6 * self.settings.x_height) + 2)) + 8
 
-    @torch.inference_mode()
-    def _generate(self, images: list[Any], task: str, max_new_tokens: int) -> list[_Reading]:
-        inputs = self.processor(images=images, task=task, return_tensors="pt").to(self.model.device)
-        prompt = inputs["input_ids"].shape[1]
-        stopper = RepetitionStopper(prompt_length=prompt)
-        output = self.model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            stopping_criteria=StoppingCriteriaList([stopper]),
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        new = output.sequences[:, prompt:]
-        # (steps, B, V) -> log-probability of the piece that was taken, (B, steps)
-        steps = [torch.log_softmax(logits.float(), dim=-1) for logits in output.logits]
-        taken = torch.stack([step.gather(1, new[:, [place]])[:, 0] for place, step in enumerate(steps)], dim=1)
-        end, pad = self.processor.tokenizer.eos_token_id, self.processor.tokenizer.pad_token_id
-        readings = []
-        for ids, scores in zip(new.tolist(), taken.tolist()):
-            length = next((place for place, piece in enumerate(ids) if piece in (end, pad)), len(ids))
-            counted = scores[: length + 1]  # the end is a piece that was read, too
-            kept, stopped = trim_repetition(ids[:length])
-            text = self.processor.decode(kept, skip_special_tokens=True)
-            readings.append(_Reading(text.strip(), sum(counted) / max(1, len(counted)), len(counted), stopped))
-        return readings
+    def _blocks(self, layout: PageLayout, chunks: list, decoded: list[_Decoded]) -> list[Block]:
+        found: dict[int, list[tuple[Any, _Decoded]]] = {}
+        for chunk, text in zip(chunks, decoded, strict=True):
+            found.setdefault(chunk.block_index, []).append((chunk, text))
+        blocks = []
+        for index, members in sorted(found.items()):
+            source = layout.blocks[index]
+            text, row = "", None
+            for chunk, read in members:
+                # Parts of one line, and cells side by side, stand on one line of the text.
+                same = chunk.lines[0].row == row
+                piece = read.text.strip()
+                if piece:
+                    text += (" " if same else "\n") + piece if text else piece
+                row = chunk.lines[-1].row
+            if not text:
+                continue
+            weights = [max(1, read.pieces) for _, read in members]
+            confidence = sum(w * read.confidence for w, (_, read) in zip(weights, members, strict=True)) / sum(weights)
+            x_height = sorted(line.x_height for line in source.lines)[len(source.lines) // 2] * layout.factor
+            blocks.append(
+                Block(
+                    box=layout.to_original(source.box),
+                    text=text,
+                    confidence=confidence,
+                    lines=[layout.to_original(line.box) for line in source.lines],
+                    x_height=round(x_height, 2),
+                    repetition_stopped=any(read.repetition_stopped for _, read in members),
+                    truncated=any(read.truncated for _, read in members),
+                )
+            )
+        return blocks
 
-    def describe(self, images: Sequence[Any]) -> list[Caption]:
-        """A caption for each picture."""
+    # ------------------------------------------------------------------------------------------ pictures
+
+    def describe(
+        self,
+        images: Sequence[Any],
+        max_new_tokens: int = 96,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Caption]:
+        """Say what pictures show, a [`Caption`] each.
+
+        Raises:
+            UnreadableInput: one cannot be opened.
+        """
+        images = [open_image(image) for image in images]
         captions = []
-        for start in range(0, len(images), self.batch_size):
-            batch = [to_rgb(image) for image in images[start : start + self.batch_size]]
-            for reading in self._generate(batch, "caption", 160):
-                captions.append(Caption(reading.text, math.exp(reading.log_probability)))
+        for first in range(0, len(images), self.batch_size):
+            if progress:
+                progress(first, len(images))
+            batch = images[first : first + self.batch_size]
+            start = time.perf_counter()
+            decoded = self._generate(batch, "caption", [max_new_tokens] * len(batch))
+            spent = (time.perf_counter() - start) / len(batch)
+            captions += [Caption(" ".join(read.text.split()), read.confidence, spent) for read in decoded]
+        if progress:
+            progress(len(images), len(images))
         return captions
 
     @torch.inference_mode()
-    def rank_labels(self, image: Any, labels: Sequence[str]) -> list[tuple[str, float]]:
-        """Labels with probabilities, most likely first, by how likely the decoder finds each as the picture's caption.
+    def rank_labels(self, image: Any, labels: Sequence[str]) -> list[RankedLabel]:
+        """Labels by how likely the decoder finds each as the picture's caption, the likeliest first.
 
-        The score of a label is its mean log-probability a piece, so that long names are not at a disadvantage; the
-        probabilities are a softmax over scores times the labels' mean length.
+        Longer labels are not at a disadvantage: the measure is the mean log-probability of a label's pieces and of
+        the end.
 
         Raises:
-            ValueError: for no label or an empty one.
+            ValueError: no label, or an empty one.
+            UnreadableInput: the picture cannot be opened.
         """
         labels = [label.strip() for label in labels]
         if not labels or not all(labels):
-            raise ValueError("Give at least one label, and no empty ones.")
+            raise ValueError("rank_labels needs at least one label, and none of them empty.")
+        image = open_image(image)
         tokenizer = self.processor.tokenizer
-        inputs = self.processor(images=[to_rgb(image)], task="caption", return_tensors="pt")
-        prompt = inputs["input_ids"][0].tolist()
-        targets = [tokenizer(label, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for label in labels]
-        longest = max(len(target) for target in targets)
-        scores, device = [], self.model.device
-        for start in range(0, len(labels), self.batch_size):
-            batch = targets[start : start + self.batch_size]
-            ids = torch.tensor([prompt + each + [tokenizer.pad_token_id] * (longest - len(each)) for each in batch])
-            mask = torch.tensor([[1] * (len(prompt) + len(each)) + [0] * (longest - len(each)) for each in batch])
-            output = self.model(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                pixel_values=inputs["pixel_values"].expand(len(batch), -1, -1, -1).to(device),
-                spatial_shapes=inputs["spatial_shapes"].expand(len(batch), -1).to(device),
-                return_dict=True,
-            )
-            logits = torch.log_softmax(output.logits[:, len(prompt) - 1 : -1].float(), dim=-1)  # (B, longest, V)
-            for row, target in zip(logits, batch):
-                chosen = row[torch.arange(len(target)), torch.tensor(target, device=row.device)]
-                scores.append(float(chosen.mean()))
-        mean_length = sum(len(target) for target in targets) / len(targets)
-        weights = torch.softmax(torch.tensor(scores) * mean_length, dim=0).tolist()
-        return sorted(zip(labels, weights), key=lambda pair: -pair[1])
+        end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+        targets = [tokenizer(label, add_special_tokens=False)["input_ids"] + end for label in labels]
+        ranked = []
+        for first in range(0, len(labels), self.batch_size):
+            part = targets[first : first + self.batch_size]
+            inputs = self._to_device(self.processor(images=[image] * len(part), task="caption", return_tensors="pt"))
+            longest = max(len(ids) for ids in part)
+            pad = tokenizer.pad_token_id or 0
+            device = inputs["input_ids"].device
+            added = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in part], device=device)  # (B, L)
+            real = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in part], device=device)
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], added], dim=1)
+            inputs["attention_mask"] = torch.cat([inputs["attention_mask"], real], dim=1)
+            logits = self.model(**inputs).logits[:, -longest - 1 : -1].float()  # position t predicts piece t + 1
+            chosen = torch.log_softmax(logits, dim=-1).gather(-1, added.unsqueeze(-1)).squeeze(-1)  # (B, L)
+            means = (chosen * real).sum(dim=1) / real.sum(dim=1)
+            names = labels[first : first + self.batch_size]
+            ranked += [RankedLabel(label, math.exp(mean)) for label, mean in zip(names, means.tolist(), strict=True)]
+        return sorted(ranked, key=lambda entry: -entry.likelihood)
 
+    # ------------------------------------------------------------------------------------------ decoding
 
-def _join(parts: list[tuple[bool, str]]) -> str:
-    """Chunks of a block to its text: a new line each, but the further parts of a line that was cut go on behind a space."""
-    text = ""
-    for continues, part in parts:
-        if part:
-            text += ("" if not text else " " if continues else "\n") + part
-    return text
+    def _to_device(self, inputs):
+        device, dtype = getattr(self.model, "device", "cpu"), getattr(self.model, "dtype", torch.float32)
+        moved = {key: value.to(device) for key, value in inputs.items()}
+        moved["pixel_values"] = moved["pixel_values"].to(dtype)
+        return moved
+
+    @torch.inference_mode()
+    def _generate(self, images: list[Image.Image], task: str, limits: Sequence[int]) -> list[_Decoded]:
+        """Greedy texts of a batch, each at most its own limit of pieces long."""
+        inputs = self._to_device(self.processor(images=images, task=task, return_tensors="pt"))
+        prompt = inputs["input_ids"].shape[1]
+        stopper = RepetitionStopper(prompt, **self.repetition)
+        chosen = _ChosenProbability()
+        ids = self.model.generate(
+            **inputs,
+            max_new_tokens=max(limits),
+            do_sample=False,
+            num_beams=1,
+            logits_processor=LogitsProcessorList([chosen]),
+            stopping_criteria=StoppingCriteriaList([stopper, _OwnLength(prompt, limits)]),
+        )[:, prompt:]  # (B, T)
+        steps = torch.stack(chosen.steps, dim=1).cpu() if chosen.steps else torch.zeros(len(images), 0)
+        ends = self._end_ids()
+        results = []
+        for row, logs, limit in zip(ids.tolist(), steps.tolist(), limits, strict=True):
+            stop = next((t for t, piece in enumerate(row) if piece in ends), None)
+            ended = stop is not None and stop < limit
+            kept = row[: stop if ended else limit]
+            if not ended:
+                # A row that a criterion ended is padded up to the longest row.
+                pad = self.processor.tokenizer.pad_token_id
+                while kept and kept[-1] == pad:
+                    kept.pop()
+            trim = {key: value for key, value in self.repetition.items() if key not in ("prompt_length", "every")}
+            kept, looped = (kept, False) if ended else trim_repetition(kept, **trim)
+            scored = logs[: len(kept) + 1] if ended else logs[: len(kept)]  # the end itself was a choice too
+            confidence = math.exp(sum(scored) / len(scored)) if scored else 0.0
+            text = self.processor.batch_decode([kept], skip_special_tokens=True)[0]
+            results.append(_Decoded(text, confidence, len(kept), looped, not ended and not looped))
+        return results
+
+    def _end_ids(self) -> set[int]:
+        config = getattr(self.model, "generation_config", None)
+        end = getattr(config, "eos_token_id", None)
+        if end is None:
+            end = self.processor.tokenizer.eos_token_id
+        if end is None:
+            return set()
+        return set(end) if isinstance(end, (list, tuple)) else {int(end)}

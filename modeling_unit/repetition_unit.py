@@ -1,11 +1,12 @@
 """Stop reading that goes round in circles, and keep what was read before it did.
 
-Decoders that read pages fall into loops where they lose their place (Nougat, GOT and others report it on up to a tenth of
-real pages). A loop is a suffix of period p that has come at least `min_repeats` times and is long in all. Leaders and rules
-(".....", "- - - -") are loops by that measure too, and rightly so on a page: periods of one and two pieces need to be longer
-than a line of dots is.
+Decoders that read pages fall into loops where they lose their place (Nougat, GOT and others report it on up to a
+tenth of real pages). A loop is a suffix of period p that has come at least `min_repeats` times and is long in all.
+Leaders and rules (".....", "- - - -") are loops by that measure too, and rightly so on a page: periods of one and two
+pieces need to be longer than a line of dots is.
 
-Lengths count pieces of the tokenizer. The thresholds are ours, for a tokenizer of single bytes and chunks of up to three lines.
+Lengths count pieces of the tokenizer. The thresholds are ours, for a tokenizer of single bytes and chunks of up to
+three lines.
 """
 
 from collections.abc import Sequence
@@ -40,8 +41,8 @@ class RepetitionStopper(StoppingCriteria):
     ):
         if min(max_period, min_length, leader_length, every) < 1 or min_repeats < 2 or prompt_length < 0:
             raise ValueError(
-                "RepetitionStopper: max_period, min_length, leader_length and every must be at least 1, min_repeats at "
-                f"least 2 and prompt_length at least 0; got {max_period}, {min_length}, {leader_length}, {every}, "
+                "RepetitionStopper: max_period, min_length, leader_length and every must be at least 1, min_repeats "
+                f"at least 2 and prompt_length at least 0; got {max_period}, {min_length}, {leader_length}, {every}, "
                 f"{min_repeats}, {prompt_length}."
             )
         self.prompt_length = prompt_length
@@ -76,7 +77,8 @@ class RepetitionStopper(StoppingCriteria):
 def trim_repetition(
     ids: Sequence[int], max_period: int = 32, min_repeats: int = 4, min_length: int = 96, leader_length: int = 160
 ) -> tuple[list[int], bool]:
-    """What was read before a loop at the end of `ids`, with one copy of what was repeated, and whether there was a loop.
+    """What was read before a loop at the end of `ids`, with one copy of what was repeated, and whether there was a
+    loop.
 
     The arguments are those of [`RepetitionStopper`].
 

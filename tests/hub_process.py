@@ -96,6 +96,11 @@ def check(full: str, encoder: str, inputs: dict, picture: Image.Image) -> tuple[
 def main(job: dict) -> None:
     inputs = load_file(job["inputs"])
     picture = Image.open(job["picture"])
+    again = str(Path(job["out"]) / "again")  # a stranger's fine-tuned model must load as the first one did
+    full = job["sources"]["cache"][0]
+    AutoModelForPreTraining.from_pretrained(full, **REMOTE).save_pretrained(again)
+    AutoProcessor.from_pretrained(full, **REMOTE).save_pretrained(again)
+    job["sources"]["saved again"] = [again, job["sources"]["folder"][1]]
     names = {}
     for where, (full, encoder) in job["sources"].items():
         tensors, names[where] = check(full, encoder, inputs, picture)

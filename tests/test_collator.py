@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import IMAGE_TOKEN, PROMPTS, document_row, image_processor, noise, picture_row, png, processor
-from test_processing import byte_ids
+from tiny import IMAGE_TOKEN, PROMPTS, document_row, image_processor, byte_ids, noise, picture_row, png, processor
 
 from modeling_unit.image_processing_unit import to_rgb
 from training.collator import (

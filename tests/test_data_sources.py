@@ -16,7 +16,8 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_the_cache_is_where_the_environment_says(cache):
-    assert sources.cache_root() == cache and cache.is_dir()
+    assert sources.cache_root() == cache
+    assert cache.is_dir()
     assert sources.data_folder("chunks-train") == cache / "data" / "chunks-train"
 
 
@@ -31,9 +32,9 @@ def test_names_that_are_none_are_refused(name):
 
 def test_without_the_tools_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(sources.shutil, "which", lambda tool: None)
-    with pytest.raises(RuntimeError, match="'apt-get' is not on this machine.*Debian or Ubuntu"):
+    with pytest.raises(RuntimeError, match=r"'apt-get' is not on this machine.*Debian or Ubuntu"):
         sources.fetch_deb("some-doc")
-    with pytest.raises(RuntimeError, match="'npm' is not on this machine.*Node.js"):
+    with pytest.raises(RuntimeError, match=r"'npm' is not on this machine.*Node.js"):
         sources.fetch_npm("some-package")
 
 
@@ -54,7 +55,7 @@ def test_a_damaged_archive_leaves_no_tree_behind(cache, monkeypatch):
     )
     (cache / "debs").mkdir(parents=True)
     (cache / "debs" / "some-doc_1.0_all.deb").write_bytes(b"")
-    with pytest.raises(RuntimeError, match="could not unpack .*some-doc_1.0_all.deb.*not a Debian archive"):
+    with pytest.raises(RuntimeError, match=r"could not unpack .*some-doc_1\.0_all\.deb.*not a Debian archive"):
         sources.fetch_deb("some-doc")
     assert list((cache / "trees").iterdir()) == []
 

@@ -81,11 +81,11 @@ def exported(tmp_path_factory):
     )
     assert process.returncode == 0, process.stdout + process.stderr
     names = json.loads((root / "names.json").read_text())
-    results = {where: (load_file(root / f"{where}.safetensors"), names[where]) for where in sources}
+    results = {where: (load_file(root / f"{where}.safetensors"), names[where]) for where in names}
     return {"model": model, "processor": read, "inputs": inputs, "picture": picture, "results": results, "root": root}
 
 
-@pytest.fixture(params=["folder", "cache"])
+@pytest.fixture(params=["folder", "cache", "saved again"])
 def loaded(request, exported):
     return exported["results"][request.param]
 

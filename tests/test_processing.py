@@ -2,18 +2,12 @@
 
 import pytest
 import torch
-from tiny import IMAGE_TOKEN, PROMPTS, image_processor, noise, processor
+from tiny import IMAGE_TOKEN, PROMPTS, byte_ids, image_processor, noise, processor
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from modeling_unit import UnitProcessor
 from training.tokenizer import byte_tokenizer
-
-
-def byte_ids(text: str) -> list[int]:
-    """Ids of the byte tokenizer: six special tokens, then the bytes in the order of their printable stand-ins."""
-    table = byte_tokenizer().get_vocab()
-    return [table["Ġ" if character == " " else character] for character in text]
 
 
 @pytest.mark.parametrize("task", ["ocr", "caption", "markdown"])

@@ -68,6 +68,12 @@ def processor(connector="mlp", unshuffle=1, **changes) -> UnitProcessor:
     )
 
 
+def byte_ids(text: str) -> list[int]:
+    """Ids of the byte tokenizer for ASCII: six special tokens, then the bytes in the order of their stand-ins."""
+    table = byte_tokenizer().get_vocab()
+    return [table[{" ": "Ġ", "\n": "Ċ"}.get(character, character)] for character in text]
+
+
 def draw_page(text: str, width: int, height: int, size: int = 10) -> Image.Image:
     """Dark text on light paper, mode L."""
     page = Image.new("L", (width, height), 245)

@@ -175,7 +175,10 @@ class GroupCollator:
         sequences = []
         for text, task, places in texts:
             prompt = self.processor.prompt_ids(task)
-            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            # a page may well show the letters "<image>": they are text, not the token
+            encoded = tokenizer(
+                text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+            )
             target = encoded["input_ids"] + [tokenizer.eos_token_id]
             looks = np.full(len(target), -1, dtype=np.int64)
             if places is not None and one_to_one:

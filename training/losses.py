@@ -45,6 +45,11 @@ def alignment_loss(
         mean negative log of the attention on the right visual token, over layers and positions; the share of positions whose
         attention peaks there in the last layer.
     """
+    if len(attentions) <= first_layer:
+        raise ValueError(
+            f"The alignment loss teaches decoder layers from {first_layer} on: it needs at least {first_layer + 1} layers, "
+            f"got {len(attentions)}. Set alignment_weight to 0 or give the decoder more layers."
+        )
     wanted = token_places[:, 1:]  # position t predicts label t + 1
     valid = wanted >= 0
     count = valid.sum().clamp(min=1)
@@ -56,4 +61,4 @@ def alignment_loss(
         total = total - (hit.log() * valid).sum() / count
     with torch.no_grad():
         peaks = (weights.argmax(dim=-1) == wanted) & valid
-    return total / max(1, len(attentions) - first_layer), peaks.sum() / count
+    return total / (len(attentions) - first_layer), peaks.sum() / count

@@ -11,6 +11,7 @@ import difflib
 import json
 import logging
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,15 @@ from .trainer import InterScaleTrainer, IntraScaleTrainer, freeze_parts, trainab
 
 logger = logging.getLogger(__name__)
 STAGES = ("teacher", "intra_scale", "inter_scale")
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """Safe YAML in which 1e-4 is a number, as in YAML 1.2; PyYAML takes it for a string unless it has a dot."""
+
+
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 @dataclass
@@ -82,7 +92,7 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not path.is_file():
         raise ValueError(f"There is no recipe at {path}.")
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), RecipeLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
@@ -94,23 +104,40 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         place = data
         *parents, last = key.strip().split(".")
         for parent in parents:
-            place = place.setdefault(parent, {})
+            if place.get(parent) is None:
+                place[parent] = {}
+            place = place[parent]
             if not isinstance(place, dict):
                 raise ValueError(f"{key!r} leads into {parent!r}, which is no mapping.")
-        place[last] = yaml.safe_load(value)
+        try:
+            place[last] = yaml.load(value, RecipeLoader)
+        except yaml.YAMLError:
+            raise ValueError(f"The value in {override!r} is not valid YAML.") from None
     _check_keys(data, Recipe, "the recipe")
     if data.get("stage") not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {data.get('stage')!r}.")
     _check_keys(data.get("training") or {}, UnitTrainingArguments, "`training`")
     _check_keys(data.get("lora") or {}, LoraArguments, "`lora`")
-    for group in data.get("groups") or []:
+    for group in _list(data.get("groups"), "`groups`"):
         _check_keys(group, GroupArguments, "a group")
-        for source in group.get("sources") or []:
+        for source in _list(group.get("sources"), "`sources`"):
             _check_keys(source, SourceArguments, "a source")
-    return Recipe(**data)
+    return Recipe(**{key: value for key, value in data.items() if value is not None})
+
+
+def _list(given: Any, where: str) -> list:
+    if given is not None and not isinstance(given, list):
+        raise ValueError(f"{where} must be a list, got {given!r}.")
+    return given or []
 
 
 def _check_keys(given: dict[str, Any], target: type, where: str) -> None:
+    if not isinstance(given, dict):
+        raise ValueError(f"{where} must be a mapping, got {given!r}.")
+    for each in dataclasses.fields(target):
+        required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+        if required and each.name not in given and target is not Recipe:
+            raise ValueError(f"{where} lacks the key {each.name!r}: {given}.")
     known = [each.name for each in dataclasses.fields(target)]
     for key in given:
         if key not in known:

@@ -94,6 +94,8 @@ class UnitTrainer(Trainer):
         places = batch.pop("token_places", None)
         teacher_pixels = batch.pop("teacher_pixel_values", None)
         reads = args.language_weight > 0
+        if reads and batch.get("labels") is None:
+            raise ValueError(f"The batch of group {name!r} has no labels, but L_lan is to be learned: check the collator.")
         if not reads:
             batch = {key: batch[key] for key in ("pixel_values", "spatial_shapes") if key in batch}
         aligned = reads and args.alignment_weight > 0 and places is not None and name.startswith("document")

@@ -3,7 +3,7 @@
 ::
 
     unit data from-pdfs                      # chunks-train: 160,000 chunks of real pages, about 10 minutes on 2 cores
-    unit data from-pdfs --split validation   # blocks-validation and chunks-validation, about a minute
+    unit data from-pdfs --split validation   # blocks-validation and chunks-validation, a minute or two
     unit data make-pages                     # made-train and made-small-train: 26,000 drawn chunks, about a minute
     unit data pictures                       # pictures-train and pictures-validation
     unit data targets                        # what the teachers of recognition say about pictures-train
@@ -84,7 +84,7 @@ def _positive(value: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what ``args`` ask for; 0 when done, 1 when leaks were found, 2 with one line on stderr when it cannot be done."""
+    """Do what ``args`` ask for: 0, or 1 when leaks were found, or 2 with one line on stderr why it cannot be done."""
     try:
         return {
             "from-pdfs": _from_pdfs,

@@ -1,4 +1,4 @@
-"""What is held out from training, and whether a text was.
+"""Which documents and fonts are held out from training, and whether a text was.
 
 Validation documents come from packages that no training document comes from, but packages share passages (licences,
 the same author's boilerplate). So texts are compared by content: a training text is unwanted when it shares a whole
@@ -26,7 +26,7 @@ RUN_LENGTH = 7  # words; six is where chance agreements of technical prose begin
 
 @lru_cache(maxsize=1)
 def heldout() -> dict[str, Any]:
-    """The content of ``heldout.yaml``: ``documents``, ``fonts`` and ``pictures``."""
+    """The content of ``heldout.yaml``: ``documents`` and ``fonts``. Pictures have a file and a check of their own."""
     return yaml.safe_load((Path(__file__).parent / "heldout.yaml").read_text())
 
 
@@ -129,8 +129,11 @@ def find_leaks(train: Iterable[str | Path], validation: Iterable[str | Path], pr
     """
     from tqdm import tqdm
 
-    from .schema import read_columns
+    from .schema import read_columns, shard_paths
 
+    train, validation = list(train), list(validation)
+    for folder in (*train, *validation):
+        shard_paths(folder)  # complain before an hour is spent, not after
     columns = ["image", "text", "kind", "source"]
     images: dict[bytes, str] = {}
     marks: dict[int, str] = {}

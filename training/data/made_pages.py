@@ -16,8 +16,9 @@ import json
 import multiprocessing
 import re
 import time
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -38,8 +39,8 @@ MAX_WIDTH = {"dense": 1024, "sparse": 512}
 BLANK_SHARE = 0.01
 INVERTED_SHARE = 0.10
 
-# Debian packages of fonts with Latin letters: 150 families, 60 MB, free licences (mostly OFL).
-FONT_PACKAGES = """
+# Debian packages of fonts with Latin letters: 78 families, 55 MB, free licences (mostly OFL).
+_FONT_PACKAGES = """
 fonts-adf-accanthis fonts-adf-baskervald fonts-adf-gillius fonts-adf-universalis fonts-anonymous-pro fonts-cabin
 fonts-cantarell fonts-comic-neue fonts-courier-prime fonts-crosextra-caladea fonts-crosextra-carlito fonts-dejavu-core
 fonts-dosis fonts-ebgaramond fonts-fanwood fonts-firacode fonts-freefont-ttf fonts-goudybookletter fonts-hack
@@ -47,13 +48,14 @@ fonts-inconsolata fonts-jetbrains-mono fonts-junicode fonts-jura fonts-karla fon
 fonts-liberation2 fonts-linuxlibertine fonts-mononoki fonts-oldstandard fonts-open-sans fonts-play fonts-prociono
 fonts-quicksand fonts-roboto-unhinted fonts-sil-charis fonts-sil-gentium fonts-texgyre fonts-urw-base35 fonts-vollkorn
 fonts-yanone-kaffeesatz
-""".split()
+"""
+FONT_PACKAGES = _FONT_PACKAGES.split()
 TEXT_PACKAGES = ("anarchism", "fortunes", "fortunes-min", "dict-jargon", "miscfiles")
 NO_LETTERS = re.compile("D050000L|Symbols|Keyboard")  # families with something else where the letters should be
 PRINTABLE = "".join(chr(code) for code in range(33, 127))
 
 
-# -------------------------------------------------------------------------------------------------------------- resources
+# ------------------------------------------------------------------------------------------------------- resources
 
 
 @dataclass
@@ -79,22 +81,27 @@ class Resources:
 
 def load_resources(split: str = "train") -> Resources:
     """Fonts and text from Debian packages; fonts of held-out families only for ``validation``, and only those."""
-    listing = cache_root() / "trees" / "fonts.json"
+    trees = cache_root() / "trees"
+    listing = trees / f"fonts-{_tag(FONT_PACKAGES)}.json"  # paths below the trees, so that a cache can be moved
     if not listing.is_file():
-        listing.write_text(json.dumps(_find_fonts(FONT_PACKAGES)))
+        listing.write_text(json.dumps(_find_fonts(FONT_PACKAGES, trees)))
     fonts = {
-        family: files
+        family: [str(trees / file) for file in files]
         for family, files in json.loads(listing.read_text()).items()
         if is_heldout_font(family) == (split == "validation")
     }
-    prose = cache_root() / "trees" / "prose.txt"
+    prose = trees / f"prose-{_tag(TEXT_PACKAGES)}.txt"
     if not prose.is_file():
         prose.write_text("\n".join(_read_prose()))
     vocabulary = (fetch_deb("miscfiles") / "usr/share/dict/web2").read_text().split()
     return Resources(fonts, prose.read_text().split(), vocabulary)
 
 
-def _find_fonts(packages: list[str]) -> dict[str, list[str]]:
+def _tag(names: Iterable[str]) -> str:
+    return f"{zlib.crc32(' '.join(names).encode()):08x}"
+
+
+def _find_fonts(packages: Iterable[str], trees: Path) -> dict[str, list[str]]:
     """Font files by family that hold every printable ASCII character and have ink for it."""
     found: dict[str, list[str]] = {}
     for package in packages:
@@ -109,7 +116,7 @@ def _find_fonts(packages: list[str]) -> dict[str, list[str]]:
             if 0 in glyphs or any(box.isEmpty() for box in font.getBounds(glyphs)):
                 continue
             if not NO_LETTERS.search(face.getFamilyName()):
-                found.setdefault(face.getFamilyName(), []).append(str(path))
+                found.setdefault(face.getFamilyName(), []).append(path.relative_to(trees).as_posix())
     return found
 
 
@@ -139,21 +146,21 @@ def _typeface(path: str) -> skia.Typeface:
     return skia.Typeface.MakeFromFile(path)
 
 
-# ------------------------------------------------------------------------------------------------------------------- text
+# ------------------------------------------------------------------------------------------------------------ text
 
 
 def random_words(rng: np.random.Generator, resources: Resources) -> Iterator[str]:
     """An endless stream of words: prose, shuffled words, numbers, codes and addresses, in changing proportion.
 
-    Prose alone has one digit in 200 characters and one capital in 30; here every printable character is common enough to
-    be learnt, and not every word can be guessed from the one before.
+    Prose has one digit in 150 characters and one capital in 44 (counted). Here both are one in 11, every printable
+    character occurs, and not every word can be guessed from the one before.
     """
     kind = rng.choice(5, p=(0.50, 0.17, 0.13, 0.10, 0.10))
     position = int(rng.integers(len(resources.prose)))
     upper = rng.random() < 0.08
     titled = rng.random() < 0.06
     while True:
-        if kind == 0 or kind == 4 and rng.random() < 0.7:
+        if kind == 0 or (kind == 4 and rng.random() < 0.7):
             word = resources.prose[position % len(resources.prose)]
             position += 1
         elif kind == 1:
@@ -221,7 +228,7 @@ def _code(rng: np.random.Generator, resources: Resources) -> str:
     return forms[n(0, len(forms))]()
 
 
-# ---------------------------------------------------------------------------------------------------------------- drawing
+# --------------------------------------------------------------------------------------------------------- drawing
 
 
 @dataclass
@@ -333,8 +340,8 @@ def _draw(face, lines, rng, x_height, pitch, margins, tracking, word_space, alig
     for index, (pen, _, _) in enumerate(placed):
         x = (0.0, (longest - pen[-1]) / 2, longest - pen[-1])[align] + (indent if index == 0 else 0.0)
         origins.append((x, index * pitch))
-    boxes = [box + np.tile(origin, 2) for (_, _, box), origin in zip(placed, origins)]
-    ink = np.concatenate([box[[c != " " for c in line]] for box, line in zip(boxes, lines)])
+    boxes = [box + np.tile(origin, 2) for (_, _, box), origin in zip(placed, origins, strict=True)]
+    ink = np.concatenate([box[[c != " " for c in line]] for box, line in zip(boxes, lines, strict=True)])
     angle = float(np.clip(rng.normal(0, 0.4), -1, 1)) if rng.random() < 0.2 else 0.0  # degrees
     x0, y0, x1, y1 = ink[:, 0].min(), ink[:, 1].min(), ink[:, 2].max(), ink[:, 3].max()
     turn = skia.Matrix()
@@ -354,7 +361,7 @@ def _draw(face, lines, rng, x_height, pitch, margins, tracking, word_space, alig
     with surface as to:
         to.translate(left, top)
         to.concat(turn)
-        for (pen, glyphs, _), origin in zip(placed, origins):
+        for (pen, glyphs, _), origin in zip(placed, origins, strict=True):
             builder = skia.TextBlobBuilder()
             builder.allocRunPosH(face.font, glyphs, [float(x) for x in pen[:-1] + origin[0]], float(origin[1]))
             to.drawTextBlob(builder.make(), 0, 0, paint)
@@ -363,7 +370,7 @@ def _draw(face, lines, rng, x_height, pitch, margins, tracking, word_space, alig
             y = origins[-1][1] + 0.3 * x_height
             to.drawRect(skia.Rect(origins[-1][0], y, origins[-1][0] + placed[-1][0][-1], y + thickness), paint)
     text, rows = "\n".join(lines), []
-    for index, (box, line) in enumerate(zip(boxes, lines)):
+    for index, (box, line) in enumerate(zip(boxes, lines, strict=True)):
         if index:
             rows.append(np.zeros((1, 4)))
         box = box + np.tile((left, top), 2)
@@ -383,7 +390,7 @@ def _turned(boxes: np.ndarray, turn: skia.Matrix) -> np.ndarray:
     return np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], axis=1)
 
 
-# ----------------------------------------------------------------------------------------------------------- degradations
+# ---------------------------------------------------------------------------------------------------- degradations
 # Each takes (H, W) float32 pixels in [0, 255] and a generator and returns the same shape; `degrade` mixes them.
 
 
@@ -454,7 +461,7 @@ def degrade(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def ink_and_paper(rng: np.random.Generator) -> tuple[float, float]:
-    """Grey levels of ink and paper: mostly near-black on near-white, 15% low contrast (60-110 levels), 10% inverted."""
+    """Grey levels of ink and paper: near-black on near-white, 15% low in contrast (60-110 levels), 10% inverted."""
     if rng.random() < 0.15:
         dark = rng.uniform(20, 140)
         light = dark + rng.uniform(60, 110)
@@ -484,7 +491,7 @@ def draw_blank(rng: np.random.Generator, kind: str) -> np.ndarray:
     return pixels
 
 
-# ------------------------------------------------------------------------------------------------------------------- rows
+# ------------------------------------------------------------------------------------------------------------ rows
 
 
 def made_row(

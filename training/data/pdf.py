@@ -21,6 +21,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,17 @@ X_HEIGHT_LETTERS = frozenset("acemnorsuvwxz")
 SOFT_HYPHENS = frozenset((0x02, 0xAD, 0xFFFE))  # what pdfium reports for a hyphen that divides a word at a line's end
 # Beyond printable ASCII; one in thirty characters of a line at most.
 ALLOWED_OTHERS = frozenset("àáâãäåæçèéêëìíîïñòóôõöøùúûüýÿßœÀÁÂÄÅÇÈÉÊÖØÜŠšŽžčćřłő•§©®°±×€£¶µ¿¡")
-STOP_WORDS = {
-    "en": frozenset(
-        "the of and to a in is that it for as with be by this are on or an not which from can if you will at have we "
-        "has but was one when all used there may use more other these its their than into also so only they any "
-        "should some been i your between each such no first using then does how".split()
-    ),
-    "other": frozenset(
-        "der die das und ist nicht mit auf den von ein eine werden wird zu für dem als auch le la les des et est une un "
-        "que pour dans qui sur avec par pas du el los las una por con para del se lo il che di non per sono della het "
-        "een van en dat niet met voor zijn de os um uma não com".split()
-    ),
-}
+_ENGLISH = """
+the of and to a in is that it for as with be by this are on or an not which from can if you will at have we has but was
+one when all used there may use more other these its their than into also so only they any should some been i your
+between each such no first using then does how
+"""
+_OTHERS = """
+der die das und ist nicht mit auf den von ein eine werden wird zu für dem als auch le la les des et est une un que pour
+dans qui sur avec par pas du el los las una por con para del se lo il che di non per sono della het een van en dat niet
+met voor zijn de os um uma não com
+"""
+STOP_WORDS = {"en": frozenset(_ENGLISH.split()), "other": frozenset(_OTHERS.split())}
 SYMBOL_FONTS = re.compile(
     r"(^|\+)(CM(B?SY|EX)|LMMath(Symbols|Extension)|MSAM|MSBM|stmary|wasy|[tp]xsy|[tp]xex|EUF|rsfs|bbding|fdsymbol)"
     r"|dingbats|awesome|marvosym|wingding|webding|MathDesign-.*-(Symbol|Extension)|^([A-Z]{6}\+)?Symbol",
@@ -57,10 +57,10 @@ SYMBOL_FONTS = re.compile(
 )
 # Of the letters of TeX's symbol encoding (The TeXbook, appendix F, figure 5) those that look like something on a
 # keyboard; the capitals are calligraphic ones.
-_SYMBOL_LETTERS = {ord(code): ord(shown) for code, shown in zip("fghijn", "{}<>|\\")}
+_SYMBOL_LETTERS = {ord(code): ord(shown) for code, shown in zip("fghijn", "{}<>|\\", strict=True)}
 _SYMBOL_LETTERS |= {code: code for code in (*range(ord("A"), ord("Z") + 1), *map(ord, "{}|\\"))}
 _SYMBOL_SUSPECTS = frozenset(map(ord, "fghijknJK79"))
-PAPER_LICENSE = "as its TeX Live package (LPPL or another free licence)"
+PAGE_LICENSE = "as its TeX Live package (LPPL or another free licence)"
 
 MAX_AREA = 65536  # pixels of a chunk: the x4 budget of unit-tiny, 256x256
 MAX_WIDTH = 1024
@@ -72,7 +72,7 @@ PAGES_PER_PDF = 15
 PAGES_PER_TASK = 3
 
 
-# --------------------------------------------------------------------------------------------------- glyphs of a page
+# ------------------------------------------------------------------------------------------------ glyphs of a page
 
 
 @dataclass
@@ -155,7 +155,7 @@ class _FontNames:
         return self.known[name]
 
 
-# ------------------------------------------------------------------------------------------------------ glyphs to lines
+# ------------------------------------------------------------------------------------------------- glyphs to lines
 
 
 @dataclass
@@ -381,7 +381,7 @@ def is_english(lines: Iterable[str]) -> bool:
     return english >= 0.12 and english > 1.5 * other
 
 
-# ----------------------------------------------------------------------------------------------------- lines to cut-outs
+# ----------------------------------------------------------------------------------------------- lines to cut-outs
 
 
 @dataclass
@@ -620,7 +620,7 @@ def split_paragraphs(chain: list[Line]) -> list[list[Line]]:
     left = float(np.median([line.box[0] for line in chain]))
     right = max(line.box[2] for line in chain)
     paragraphs = [[chain[0]]]
-    for before, line in zip(chain, chain[1:]):
+    for before, line in pairwise(chain):
         indented = line.box[0] - left > line.x_height and line.box[0] - before.box[0] > line.x_height
         short = right - before.box[2] > 0.3 * (right - left)
         if indented or short:
@@ -640,7 +640,7 @@ def _prepare_page(page: pdfium.PdfPage, refusals: Counter) -> tuple[Glyphs, list
         refusals["page: little text"] += 1
         return None
     bad = sum(
-        code < 32 and code not in SOFT_HYPHENS or 0xE000 <= code <= 0xF8FF or code == 0xFFFD for code in glyphs.codes
+        (code < 32 and code not in SOFT_HYPHENS) or 0xE000 <= code <= 0xF8FF or code == 0xFFFD for code in glyphs.codes
     )
     if bad > 0.02 * len(glyphs.codes):
         refusals["page: text layer"] += 1
@@ -668,7 +668,7 @@ def _random_part(line: Line, fits, rng: np.random.Generator, glyphs: Glyphs) -> 
     return None
 
 
-# -------------------------------------------------------------------------------------------------- packages to data sets
+# ------------------------------------------------------------------------------------------- packages to data sets
 
 
 @dataclass
@@ -760,13 +760,12 @@ def plan_pages(packages: list[str], seed: int, max_pages: int | None, pages_per_
     return kept
 
 
-_unwanted: Callable[[str], bool] = lambda text: False  # noqa: E731 (set in each worker)
+_unwanted: Callable[[str], bool]  # set in each worker
 
 
 def _start_worker(unwanted: Callable[[str], bool] | None) -> None:
     global _unwanted
-    if unwanted is not None:
-        _unwanted = unwanted
+    _unwanted = unwanted or (lambda text: False)
 
 
 def _chunk_rows(task: Task) -> tuple[list[dict], Report]:
@@ -802,7 +801,7 @@ def _rows_of(task: Task, cut) -> tuple[list[dict], Report]:
                         char_boxes=cutout.boxes,
                         x_height=cutout.x_height,
                         source=f"{task.package}/{task.document}#{number + 1}",
-                        license=PAPER_LICENSE,
+                        license=PAGE_LICENSE,
                         split=task.split,
                     )
                 )
@@ -824,7 +823,7 @@ def _run(tasks: list[Task], work, workers: int, report: Report, unwanted, progre
     with tqdm(total=sum(len(task.pages) for task in tasks), unit="page", disable=not progress) as bar:
 
         def collect(results):
-            for task, (rows, part) in zip(tasks, results):
+            for task, (rows, part) in zip(tasks, results, strict=True):
                 documents.add((task.package, task.document))
                 report.pages += part.pages
                 report.pages_used += part.pages_used

@@ -10,7 +10,7 @@ text          string          the target; ``\\n`` between printed lines; empty f
 task          string          ``ocr``, ``caption`` or ``markdown``
 kind          string          ``natural`` or ``document``
 char_boxes    list of int16   ``[x0, y0, x1, y1]`` for each character of ``text``, end to end, in pixels of the
-                              image, x1 and y1 exclusive; four zeros for white space; an empty list where there are none
+                              image, x1 and y1 exclusive; four zeros for white space; empty where none are known
 x_height      float32         height of a lower-case x in pixels; 0 for pictures
 source        string          where it comes from, e.g. ``texlive-science-doc/…/siunits.pdf#12``
 license       string          licence of the source as far as known

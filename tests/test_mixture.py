@@ -1,0 +1,237 @@
+"""Which rows make which micro-batch: drawn from a seed, by weight, in few shapes, the same however one gets there."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from tiny import document_row, picture_row, processor
+
+from training.collator import TEXT_STEP, GroupCollator
+from training.data.mixture import (
+    GroupArguments,
+    GroupPlan,
+    MixtureDataset,
+    RowSource,
+    SourceArguments,
+    _endless_permutation,
+    _image_size,
+    rounded_grid,
+)
+from training.data.schema import write_shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Folders of rows: `chunks` in four sizes, `made` in one, `pictures`."""
+    root = tmp_path_factory.mktemp("data")
+    sizes = [(40, 8), (64, 16), (100, 8), (130, 24)]
+    chunks = [document_row(f"row {index}", *sizes[index % 4], seed=index) for index in range(40)]
+    chunks[0]["text"] = "x" * 100
+    chunks[0]["char_boxes"] = []
+    write_shards(chunks, root / "chunks", rows_per_shard=16)  # several shards
+    write_shards([document_row(f"made {index}", 64, 16, seed=100 + index) for index in range(12)], root / "made")
+    write_shards([picture_row(f"picture {index}", seed=index) for index in range(20)], root / "pictures")
+    return root
+
+
+def plan(shards, kind="document", seed=3, window=4, names=("chunks",), weights=(1.0,), **given) -> GroupPlan:
+    sources = [SourceArguments(str(shards / name), weight) for name, weight in zip(names, weights)]
+    settings = {"patches": 64} if kind == "document" else {"rows": 5}
+    arguments = GroupArguments(kind, 4 if kind == "document" else 1, sources=sources, **(given or settings))
+    return GroupPlan(arguments, GroupCollator(processor(), kind, arguments.scale), seed, window)
+
+
+def rows_of(group: GroupPlan, steps) -> list[tuple[int, int]]:
+    return [row for step in steps for row in group.batch(step)[1]]
+
+
+def equal(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+# -- sequence -----------------------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_batches(shards):
+    first, second, other = plan(shards), plan(shards), plan(shards, seed=4)
+    assert [first.batch(step) for step in range(12)] == [second.batch(step) for step in range(12)]
+    assert [first.batch(step) for step in range(12)] != [other.batch(step) for step in range(12)]
+    assert equal(first[5], second[5])
+
+
+def test_a_resumed_run_gets_the_batches_it_would_have_had(shards):
+    """Item i depends on i alone, not on what was looked at before."""
+    groups = [plan(shards), plan(shards, kind="natural", names=("pictures",))]
+    straight = MixtureDataset(groups, 11)
+    items = [straight[step] for step in range(11)]
+    resumed = MixtureDataset([plan(shards), plan(shards, kind="natural", names=("pictures",))], 11)
+    for step in (9, 2, 10, 3, 4):  # over the borders of the windows of 4, back and forth
+        assert resumed[step].keys() == {"document_x4", "natural_x1"}
+        for name, batch in resumed[step].items():
+            assert equal(batch, items[step][name]), (step, name)
+
+
+def test_every_row_comes_once_before_any_comes_again(shards):
+    group = plan(shards, kind="natural", names=("pictures",))  # 20 pictures, 5 in a batch, windows of 4 batches
+    for epoch in range(3):
+        rows = rows_of(group, range(4 * epoch, 4 * epoch + 4))
+        assert sorted(position for _, position in rows) == list(range(20))
+    assert rows_of(group, range(0, 4)) != rows_of(group, range(4, 8))
+
+
+def test_endless_permutations_by_hand():
+    drawn = _endless_permutation(5, seed=1, begin=0, count=15)
+    for epoch in range(3):
+        assert sorted(drawn[5 * epoch : 5 * epoch + 5]) == [0, 1, 2, 3, 4]
+    assert _endless_permutation(5, 1, 3, 9).tolist() == drawn[3:12].tolist()  # any stretch of the same sequence
+    assert _endless_permutation(5, 1, 4, 0).tolist() == []
+
+
+def test_windows_take_up_where_the_one_before_left_off(shards):
+    """Over the border of two windows no row of the sequence is drawn twice."""
+    group = plan(shards, kind="natural", names=("pictures",), window=3)  # 15 rows a window, 20 rows an epoch
+    rows = [position for _, position in rows_of(group, range(12))]  # four windows are three epochs
+    assert set(Counter(rows).values()) == {3}
+
+
+@pytest.mark.parametrize("weights", [(3.0, 1.0), (1.0, 1.0), (1.0, 0.0)])
+def test_weights_are_the_shares_of_the_rows(shards, weights):
+    group = plan(shards, kind="natural", names=("pictures", "made"), weights=weights, window=8)  # 40 rows a window
+    counts = Counter(source for source, _ in rows_of(group, range(32)))
+    first = weights[0] / sum(weights)
+    assert counts[0] == pytest.approx(160 * first, abs=1)
+    assert counts[1] == pytest.approx(160 * (1 - first), abs=1)
+
+
+def test_weights_hold_for_documents_of_different_sizes_too(shards):
+    group = plan(shards, names=("chunks", "made"), weights=(0.5, 0.5), window=64, patches=48)
+    counts = Counter(source for source, _ in rows_of(group, range(64 * 4)))
+    assert counts[0] / sum(counts.values()) == pytest.approx(0.5, abs=0.07)
+
+
+# -- shapes -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("grid", "expected"),
+    # columns to multiples of 16; rows as they are up to 6, to even numbers up to 12, then to multiples of 4
+    [((1, 1), (1, 16)), ((6, 16), (6, 16)), ((7, 17), (8, 32)), ((12, 33), (12, 48)), ((13, 5), (16, 16))],
+)
+def test_grids_are_rounded_to_few(grid, expected):
+    assert rounded_grid(*grid) == expected
+
+
+def test_the_rows_of_a_batch_have_its_shape(shards):
+    group = plan(shards)
+    seen = set()
+    for step in range(16):
+        (rows, cols, text), members = group.batch(step)
+        for source, position in members:
+            assert tuple(group.shapes[source][position]) == (rows, cols, text)
+        assert len(members) == max(1, 64 // (rows * cols))
+        batch = group[step]
+        assert batch["pixel_values"].shape == (len(members), 3, rows * 8, cols * 8)
+        assert batch["input_ids"].shape == (len(members), rows * cols + text)
+        seen.add((rows, cols, text))
+    # 40 x 8 and 64 x 16 pixels: 1 and 2 rows of 16 columns; 100 x 8: 16 columns; 130 x 24 shrinks to 128: 16 columns
+    assert {shape[1] for shape in seen} == {16}
+    assert {shape[0] for shape in seen} == {1, 2, 3}
+    assert (1, 16, 2 * TEXT_STEP) in seen or (1, 16, TEXT_STEP) in seen
+
+
+def test_long_texts_do_not_lengthen_the_batches_of_short_ones(shards):
+    group = plan(shards)
+    for step in range(16):
+        (_, _, text), members = group.batch(step)
+        long = [group.sources[source].lengths[position] > 62 for source, position in members]
+        assert all(long) if text == 2 * TEXT_STEP else not any(long)
+
+
+def test_batches_hold_as_many_patches_as_asked(shards):
+    for step in range(8):
+        (rows, cols, _), members = plan(shards, patches=96).batch(step)
+        assert len(members) * rows * cols <= 96
+        assert (len(members) + 1) * rows * cols > 96
+
+
+def test_sizes_are_read_off_the_header():
+    row = document_row("a", 37, 11)
+    assert _image_size(row["image"]["bytes"]) == (37, 11)
+
+
+# -- sources ----------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_can_be_limited_by_area_and_length(shards):
+    small = RowSource(SourceArguments(str(shards / "chunks"), max_area=64 * 16))
+    assert {tuple(size) for size in small.sizes} == {(40, 8), (64, 16), (100, 8)}
+    assert len(small) == 30
+    short = RowSource(SourceArguments(str(shards / "chunks"), max_characters=50))
+    assert len(short) == 39
+    for position in range(len(small)):
+        assert small[position]["text"].startswith(("row", "xxx"))
+        assert _image_size(small[position]["image"]["bytes"]) == tuple(small.sizes[position])
+
+
+def test_limits_that_leave_nothing_are_refused(shards):
+    with pytest.raises(ValueError, match="No row"):
+        RowSource(SourceArguments(str(shards / "chunks"), max_area=10))
+
+
+def test_missing_data_is_named_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIT_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=r"No parquet shards in 'no-such-data'.*unit data"):
+        RowSource(SourceArguments("no-such-data"))
+
+
+def test_missing_columns_are_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"image": [b""], "text": ["a"]}), tmp_path / "part.parquet")
+    with pytest.raises(ValueError, match=r"lacks the columns \['kind', 'task'\]"):
+        RowSource(SourceArguments(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"rows": 2, "patches": 64}, "either rows or patches"),
+        ({"rows": 0, "patches": 0}, "either rows or patches"),
+    ],
+)
+def test_a_group_is_sized_one_way(shards, given, words):
+    with pytest.raises(ValueError, match=words):
+        plan(shards, **given)
+
+
+@pytest.mark.parametrize(("names", "weights"), [((), ()), (("chunks",), (0.0,)), (("chunks", "made"), (2.0, -1.0))])
+def test_weights_must_make_sense(shards, names, weights):
+    with pytest.raises(ValueError, match="at least one source, weights must not be negative"):
+        plan(shards, names=names, weights=weights)
+
+
+def test_each_kind_and_scale_is_given_once(shards):
+    with pytest.raises(ValueError, match="may be given once"):
+        MixtureDataset([plan(shards), plan(shards)], 3)
+
+
+def test_items_end_where_the_run_does(shards):
+    data = MixtureDataset([plan(shards)], 3)
+    assert len(data) == 3
+    for outside in (3, -1):
+        with pytest.raises(IndexError):
+            data[outside]
+
+
+def test_augmentation_differs_from_step_to_step_but_not_from_run_to_run(shards):
+    """The same row drawn again looks different; the same step looks the same."""
+    one = plan(shards, kind="natural", names=("pictures",), window=1, rows=20)  # every picture in every batch
+    by_row = [
+        {row: pixels for row, pixels in zip(one.batch(step)[1], one[step]["pixel_values"])} for step in (0, 1)
+    ]
+    assert by_row[0].keys() == by_row[1].keys()
+    different = [row for row in by_row[0] if not torch.equal(by_row[0][row], by_row[1][row])]
+    assert len(different) == 20
+    assert np.isfinite(one[0]["pixel_values"].numpy()).all()
