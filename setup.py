@@ -10,13 +10,13 @@ from setuptools import find_packages, setup
 
 BASE = [
     "torch>=2.6",  # current transformers switches itself off beside an older one
-    "transformers>=5.5",  # first whose AutoImageProcessor works without torchvision; configurations are dataclasses
-    "tokenizers>=0.22.1",  # first that admits huggingface_hub 1.x
-    "safetensors>=0.4.3",  # what transformers 5.5 asks for
-    "huggingface_hub>=1.5",  # what transformers 5.5 asks for
+    "transformers>=5.18",  # first whose AutoImageProcessor works without torchvision
+    "tokenizers>=0.23.1",  # what transformers 5.18 asks for
+    "safetensors>=0.8",  # what transformers 5.18 asks for
+    "huggingface_hub>=1.31",  # what transformers 5.18 asks for
     "numpy>=1.26",  # first with wheels for Python 3.12
     "pillow>=10.3",  # earlier ones carry CVE-2024-28219, and pages come from strangers
-    "pypdfium2>=5.0",  # get_charbox, render and the raw interface as version 5 has them
+    "pypdfium2>=5.0",  # the oldest that the suite was run with
     "tqdm>=4.66.3",  # earlier ones carry CVE-2024-34062
     "pyyaml>=6.0.1",  # first whose source builds beside Cython 3; recipes are YAML
 ]
@@ -25,10 +25,10 @@ BASE = [
 TRAIN = [
     "torch>=2.9",  # torch.optim.Muon
     "datasets>=4.2",  # first that admits huggingface_hub 1.x, which transformers 5 needs
-    "accelerate>=1.1",  # what the Trainer of transformers 5.5 asks for
-    "peft>=0.18",  # what transformers 5.5 asks for
+    "accelerate>=1.1",  # what the Trainer of transformers 5.18 asks for
+    "peft>=0.20",  # what transformers 5.18 asks for
     "pyarrow>=21.0",  # what datasets 4 asks for
-    "skia-python>=138.0",  # first of the yearly series with wheels for Python 3.13
+    "skia-python>=138.0",  # the oldest that the suite was run with
     "rapidfuzz>=3.0",  # first whose scorers leave case and white space as they are
     "matplotlib>=3.8",  # first with wheels for Python 3.12
     "tensorboard>=2.17.1",  # first that runs beside NumPy 2

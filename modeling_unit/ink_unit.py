@@ -1,6 +1,8 @@
-"""The ink of a page: paper made white, letters made dark, connected pieces found, rules and pictures told from letters.
+"""The ink of a page: paper made white, letters made dark, connected pieces found, rules and pictures told from
+letters.
 
-Used by `layout_unit`; numpy and PIL only. `u` in comments is the height of a lower-case x in pixels. The numbers are ours.
+Used by `layout_unit`; numpy and PIL only. `u` in comments is the height of a lower-case x in pixels. The numbers are
+ours.
 """
 
 import math
@@ -235,7 +237,7 @@ class Ink:
         return found
 
     def split(self, cuts):
-        """Part pieces that touch two lines, given as `[(piece, row)]`; returns the indices of the new, lower pieces."""
+        """Part pieces that touch two lines, given as `[(piece, row)]`; returns the indices of the lower pieces."""
         new = []
         for piece, y in cuts:
             runs = self.runs_of(piece)
@@ -338,7 +340,7 @@ def dilate(mask, reach):
 
 
 def skew_of(ink, unit, width):
-    """Degrees by which lines fall to the right, within 3; 0 where their whole drift is under a third of the x-height."""
+    """Degrees by which lines fall to the right, within 3; 0 where they drift by under a third of the x-height."""
     h = ink.height
     letters = (h > 0.6 * unit) & (h < 3 * unit) & (ink.width < 4 * unit)
     if letters.sum() < 12:

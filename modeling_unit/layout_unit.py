@@ -402,7 +402,7 @@ def _with_their_dots(ink, strips, unit):
 
 
 def _rows_of_strip(ink, strip, unit, depth):
-    """Rows of a strip that no white row crosses: as a rule one; else cells with rows of their own, or rows that touch."""
+    """Rows of a strip that no white row crosses: one, or cells with rows of their own, or rows that touch."""
     top, bottom = ink.y0[strip].min(), ink.y1[strip].max()
     heights = ink.height[strip]
     tall = heights[heights > 0.5 * unit]
@@ -429,7 +429,7 @@ def _cells(ink, glyphs, gap):
 
 
 def _touching_lines(ink, strip, local):
-    """Lines that overlap in height (tight leading, brackets across them), parted where least ink lies between bands."""
+    """Lines that overlap in height (tight leading, tall brackets), parted where least ink lies between bands."""
     top, bottom = int(ink.y0[strip].min()), int(ink.y1[strip].max())
     usual = strip[ink.height[strip] <= 2.3 * local]
     if len(usual) < 4:

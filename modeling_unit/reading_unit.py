@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from .image_input_unit import open_image
 from .layout_unit import LayoutSettings, PageLayout, analyse_page
@@ -166,6 +173,18 @@ class Reader:
         self.settings = settings or self._default_settings(processor.image_processor)
         self.repetition = dict(repetition or {})
 
+    @classmethod
+    def from_pretrained(cls, name_or_folder, device: Any = None, **kwargs) -> "Reader":
+        """Load model and processor of one checkpoint, from a folder or the Hub; `kwargs` as for the class.
+
+        On a CPU the weights are held in float32: a bfloat16 kernel is compiled for every new shape there, which costs a
+        page more than it gains.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = torch.float32 if device.type == "cpu" else "auto"
+        model = AutoModelForImageTextToText.from_pretrained(name_or_folder, dtype=dtype).to(device).eval()
+        return cls(model, AutoProcessor.from_pretrained(name_or_folder), **kwargs)
+
     @staticmethod
     def _default_settings(image_processor) -> LayoutSettings:
         base = LayoutSettings()
@@ -316,7 +335,9 @@ class Reader:
         image = open_image(image)
         tokenizer = self.processor.tokenizer
         end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-        targets = [tokenizer(label, add_special_tokens=False)["input_ids"] + end for label in labels]
+        # letters that look like a special token are letters here
+        encoded = [tokenizer(label, add_special_tokens=False, split_special_tokens=True) for label in labels]
+        targets = [each["input_ids"] + end for each in encoded]
         ranked = []
         for first in range(0, len(labels), self.batch_size):
             part = targets[first : first + self.batch_size]

@@ -59,10 +59,11 @@ def test_ten_pages_are_overfitted_and_read_back(tmp_path):
     trainer = Trainer(model=model, args=arguments, train_dataset=examples)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    print(losses)
     assert losses[0] > 2.0
     assert losses[-1] < 0.05
     model.eval()
     inputs = read(images=pages, task="ocr")
     made = model.generate(**inputs, max_new_tokens=24, do_sample=False, eos_token_id=1)
     assert read.decode_new(made, inputs) == TEXTS
+    alone = read(images=pages[7], task="ocr")
+    assert read.decode_new(model.generate(**alone, max_new_tokens=24, eos_token_id=1), alone) == [TEXTS[7]]

@@ -1,0 +1,422 @@
+"""The two stages on toy data: what moves, what is logged, what is refused, and that a run can be taken up again."""
+
+import math
+
+import pytest
+import torch
+from tiny import QWEN3, document_row, picture_row, processor, unit_model, vision_config
+
+from modeling_unit import UnitForPreTraining, UnitVisionModel
+from training.arguments import LoraArguments, UnitTrainingArguments
+from training.collator import NUM_CHARACTER_CLASSES, GroupCollator
+from training.data.mixture import GroupArguments, GroupPlan, MixtureDataset, SourceArguments
+from training.data.schema import write_shards
+from training.lora import add_lora
+from training.optim import PARTS, part_of
+from training.trainer import InterScaleTrainer, IntraScaleTrainer, UnitTrainer, freeze_parts, trainable_table
+
+STAGE_1 = ("natural_x1", "document_x4")
+STAGE_2 = (*STAGE_1, "natural_x4", "document_x1")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    documents = [document_row(f"page {index}\nof it", 48, 16, seed=index) for index in range(12)]
+    write_shards(documents, root / "documents")
+    write_shards([picture_row(f"thing {index}", seed=index) for index in range(12)], root / "pictures")
+    return root
+
+
+def mixture(data, names=STAGE_1, length=6, slots=0) -> MixtureDataset:
+    plans = []
+    for name in names:
+        kind, scale = name.split("_x")
+        folder = data / ("documents" if kind == "document" else "pictures")
+        arguments = GroupArguments(kind, int(scale), rows=2, sources=[SourceArguments(str(folder))])
+        plans.append(GroupPlan(arguments, GroupCollator(processor(), kind, int(scale), slots), seed=0, window=2))
+    return MixtureDataset(plans, length)
+
+
+def model_and_teacher(**changes):
+    """A small student that starts as its teacher, with the paper's random crops of the positions on."""
+    torch.manual_seed(0)
+    model = unit_model(vision=vision_config(num_hidden_layers=1), text=QWEN3 | {"num_hidden_layers": 2}, **changes)
+    teacher = UnitVisionModel(vision_config(num_hidden_layers=1))
+    teacher.load_state_dict(model.vision_model.state_dict())
+    return model, teacher
+
+
+def arguments(out, **changes) -> UnitTrainingArguments:
+    settings = {"max_steps": 3, "learning_rate": 1e-3, "logging_steps": 1, "report_to": "none", "use_cpu": True}
+    settings |= {"per_device_train_batch_size": 1, "remove_unused_columns": False, "label_names": ["labels"]}
+    settings |= {"save_strategy": "no", "disable_tqdm": True, "seed": 0}
+    return UnitTrainingArguments(output_dir=str(out), **(settings | changes))
+
+
+def train(trainer_class, out, data, names=STAGE_1, model_changes=None, freeze=(), resume=None, **changes):
+    settings = arguments(out, **changes)
+    slots = 2 if settings.character_weight else 0
+    model, teacher = model_and_teacher(**(model_changes or {}))
+    freeze_parts(model, list(freeze))
+    if settings.alignment_weight:
+        model.language_model.set_attn_implementation("eager")
+    trainer = trainer_class(
+        model=model,
+        args=settings,
+        train_dataset=mixture(data, names, settings.max_steps, slots),
+        teacher=teacher if settings.vision_weight else None,
+    )
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, before
+
+
+def moved(model, before) -> set[str]:
+    return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+# -- what trains ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stage", "names"), [(IntraScaleTrainer, STAGE_1), (InterScaleTrainer, STAGE_2)])
+def test_every_tensor_moves_and_the_teacher_does_not(stage, names, data, tmp_path):
+    trainer, before = train(stage, tmp_path, data, names)
+    assert moved(trainer.model, before) == set(before)
+    for name, tensor in trainer.teacher.state_dict().items():
+        assert torch.equal(tensor, before[f"vision_model.{name}"]), name
+    assert not [parameter for parameter in trainer.teacher.parameters() if parameter.requires_grad]
+    assert not trainer.teacher.training
+
+
+@pytest.mark.parametrize("frozen", [["encoder"], ["language_decoder", "connector"], ["vision_decoder"]])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_frozen_parts_stay_and_all_others_move(frozen, optimizer, data, tmp_path):
+    trainer, before = train(IntraScaleTrainer, tmp_path, data, freeze=frozen, optimizer=optimizer, max_steps=2)
+    expected = {name for name in before if part_of(name) not in frozen}
+    assert moved(trainer.model, before) == expected
+
+
+def test_without_a_vision_weight_the_vision_decoder_stays(data, tmp_path):
+    trainer, before = train(IntraScaleTrainer, tmp_path, data, vision_weight=0.0)
+    assert moved(trainer.model, before) == {name for name in before if part_of(name) != "vision_decoder"}
+
+
+def test_without_a_language_weight_the_reader_stays(data, tmp_path):
+    trainer, before = train(
+        IntraScaleTrainer,
+        tmp_path,
+        data,
+        model_changes={"num_character_classes": NUM_CHARACTER_CLASSES, "character_slots": 2},
+        language_weight=0.0,
+        character_weight=1.0,
+    )
+    reader = {"language_decoder", "connector"}
+    assert moved(trainer.model, before) == {name for name in before if part_of(name) not in reader}
+    assert not [key for entry in trainer.state.log_history for key in entry if key.endswith("language_loss")]
+
+
+def test_the_table_counts_what_trains():
+    model, _ = model_and_teacher()
+    freeze_parts(model, ["encoder"])
+    lines = {line.split()[0]: line.replace(",", "").split()[1:] for line in trainable_table(model).splitlines()}
+    for part in ("encoder", "connector", "language_decoder", "vision_decoder"):
+        parameters = [each for name, each in model.named_parameters() if part_of(name) == part]
+        total = sum(each.numel() for each in parameters)
+        trained, tensors = (0, 0) if part == "encoder" else (total, len(parameters))
+        assert lines[part] == [str(total), str(trained), str(tensors)]
+    assert lines["all"][0] == str(sum(parameter.numel() for parameter in model.parameters()))
+
+
+def test_every_part_has_a_name_that_can_be_frozen():
+    model = unit_model(projection_dim=3, num_character_classes=4)
+    freeze_parts(model, list(PARTS))
+    assert not [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+# -- the loss -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_weighted_sum_of_the_terms_it_logs(data, tmp_path):
+    weights = {"vision_weight": 0.7, "vision_l1_weight": 0.3, "character_weight": 0.4, "alignment_weight": 0.2}
+    weights |= {"language_weight": 0.9, "group_weights": {"natural_x1": 0.5}}
+    trainer, _ = train(
+        IntraScaleTrainer,
+        tmp_path,
+        data,
+        model_changes={"num_character_classes": NUM_CHARACTER_CLASSES, "character_slots": 2},
+        **weights,
+    )
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 3
+    for entry in logs:
+        vision = entry["natural_x1/vision_cosine"] + 0.3 * entry["natural_x1/vision_l1"]
+        assert entry["natural_x1/vision_loss"] == pytest.approx(vision, abs=1e-4)
+        expected = 0.9 * (0.5 * entry["natural_x1/language_loss"] + entry["document_x4/language_loss"]) + 0.7 * vision
+        expected += 0.4 * entry["document_x4/character_loss"] + 0.2 * entry["document_x4/alignment_loss"]
+        assert entry["loss"] == pytest.approx(expected, abs=2e-3)
+        assert 0 <= entry["document_x4/character_accuracy"] <= 1
+        assert 0 <= entry["document_x4/alignment_accuracy"] <= 1
+        assert not [key for key in entry if key.startswith("document_x4/vision")]  # the teacher sees natural pictures only
+
+
+def test_losses_are_the_models_own(data, tmp_path):
+    model, _ = model_and_teacher()
+    trainer = UnitTrainer(model=model, args=arguments(tmp_path), train_dataset=mixture(data))
+    batch = trainer.train_dataset[0]
+    loss, outputs = trainer.compute_loss(model.eval(), batch, return_outputs=True)
+    total = 0.0
+    for name in STAGE_1:
+        inputs = {key: batch[name][key] for key in ("input_ids", "labels", "attention_mask", "pixel_values")}
+        total += model(**inputs).loss
+        assert outputs[name].vision_loss is None  # no teacher
+    torch.testing.assert_close(loss, total)
+
+
+def test_a_fresh_decoder_starts_at_even_odds(data, tmp_path):
+    trainer, _ = train(IntraScaleTrainer, tmp_path, data, max_steps=1)
+    first = trainer.state.log_history[0]
+    assert first["document_x4/language_loss"] == pytest.approx(math.log(262), abs=0.4)
+
+
+def test_bf16_keeps_every_term(data, tmp_path):
+    trainer, _ = train(IntraScaleTrainer, tmp_path, data, bf16=True, max_steps=2)
+    for entry in trainer.state.log_history[:2]:
+        assert entry["natural_x1/vision_loss"] > 0
+        assert math.isfinite(entry["loss"])
+
+
+def test_the_teacher_sees_large_pictures_at_x1_and_its_grid_is_the_target(data, tmp_path):
+    model, teacher = model_and_teacher()
+    trainer = InterScaleTrainer(
+        model=model, args=arguments(tmp_path), train_dataset=mixture(data, STAGE_2), teacher=teacher
+    )
+    batch = trainer.train_dataset[0]["natural_x4"]
+    assert batch["pixel_values"].shape[-2:] == (64, 64)
+    targets = trainer.teacher_targets(batch["teacher_pixel_values"])
+    assert targets["teacher_grid"] == (4, 4)
+    with torch.no_grad():
+        expected = teacher(batch["teacher_pixel_values"]).last_hidden_state
+    torch.testing.assert_close(targets["teacher_features"], expected)
+    _, outputs = trainer.compute_loss(model, {"natural_x4": batch}, return_outputs=True)
+    assert float(outputs["natural_x4"].vision_loss) > 0
+
+
+def test_the_share_of_sampled_tokens_is_the_ratio(data, tmp_path):
+    model, teacher = model_and_teacher()
+    trainer = IntraScaleTrainer(
+        model=model, args=arguments(tmp_path, token_sampling_ratio=0.3), train_dataset=mixture(data), teacher=teacher
+    )
+    masks = [trainer.teacher_targets(torch.zeros(40, 3, 32, 32))["teacher_token_mask"] for _ in range(2)]
+    assert masks[0].shape == (40, 17)
+    assert masks[0][:, 0].all()  # the class token is always among them
+    assert abs(float(masks[0][:, 1:].float().mean()) - 0.3) < 0.06
+    assert not torch.equal(masks[0], masks[1])
+
+
+# -- groups, arguments, columns --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "names", "words"),
+    [
+        (IntraScaleTrainer, ("natural_x1",), r"missing: \['document_x4'\]"),
+        (IntraScaleTrainer, STAGE_2, r"not taken: \['document_x1', 'natural_x4'\]"),
+        (InterScaleTrainer, STAGE_1, r"missing: \['document_x1', 'natural_x4'\]"),
+    ],
+)
+def test_each_stage_insists_on_its_groups(stage, names, words, data, tmp_path):
+    model, teacher = model_and_teacher()
+    with pytest.raises(ValueError, match=words):
+        stage(model=model, args=arguments(tmp_path), train_dataset=mixture(data, names), teacher=teacher)
+
+
+def test_missing_labels_are_one_clear_error(data, tmp_path):
+    model, _ = model_and_teacher()
+    trainer = UnitTrainer(model=model, args=arguments(tmp_path), train_dataset=mixture(data))
+    batch = trainer.train_dataset[0]
+    batch["document_x4"].pop("labels")
+    with pytest.raises(ValueError, match="'document_x4' has no labels"):
+        trainer.compute_loss(model, batch)
+
+
+def test_items_are_whole_micro_batches(data, tmp_path):
+    model, _ = model_and_teacher()
+    settings = arguments(tmp_path, per_device_train_batch_size=2)
+    trainer = UnitTrainer(model=model, args=settings, train_dataset=mixture(data))
+    with pytest.raises(ValueError, match="per_device_train_batch_size must be 1"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("token_sampling_ratio", 0.0),
+        ("token_sampling_ratio", 1.2),
+        ("vision_weight", -1.0),
+        ("vision_l1_weight", -0.1),
+        ("language_weight", -0.1),
+        ("character_weight", -0.1),
+        ("alignment_weight", -0.1),
+        ("optimizer", "sgd"),
+    ],
+)
+def test_wrong_arguments_are_refused(name, value, tmp_path):
+    with pytest.raises(ValueError, match=name):
+        arguments(tmp_path, **{name: value})
+
+
+def test_parts_to_freeze_that_do_not_exist_are_refused():
+    model, _ = model_and_teacher()
+    with pytest.raises(ValueError, match="'decoder'"):
+        freeze_parts(model, ["decoder"])
+
+
+def test_the_defaults_are_the_papers(tmp_path):
+    settings = UnitTrainingArguments(output_dir=str(tmp_path))
+    # UNIT, arXiv 2409.04095: AdamW, 5e-5, weight decay 0.01, cosine; the auxiliary losses are ours and off
+    assert (settings.learning_rate, settings.weight_decay, settings.optimizer) == (5e-5, 0.01, "adamw")
+    assert settings.lr_scheduler_type == "cosine"
+    assert (settings.character_weight, settings.alignment_weight) == (0.0, 0.0)
+
+
+# -- resuming ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_ends_at_the_same_weights(optimizer, data, tmp_path):
+    """Bit by bit: data, crops of the positions, sampled tokens, optimiser and schedule all go on where they were."""
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "optimizer": optimizer}
+    straight, _ = train(IntraScaleTrainer, tmp_path, data, **settings)
+    torch.manual_seed(99)
+    resumed, _ = train(IntraScaleTrainer, tmp_path, data, resume=str(tmp_path / "checkpoint-2"), **settings)
+    assert resumed.state.global_step == 4
+    for name, tensor in straight.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+    last = [entry for entry in straight.state.log_history if "loss" in entry][-1]
+    assert [entry for entry in resumed.state.log_history if "loss" in entry][-1] == last
+
+
+def test_accumulated_micro_batches_average_their_gradients(data, tmp_path):
+    model, _ = model_and_teacher()
+    model.eval()  # no random crops
+    model.train = lambda mode=True: model
+    settings = arguments(tmp_path, max_steps=1, gradient_accumulation_steps=2, vision_weight=0.0, max_grad_norm=0.0)
+    trainer = UnitTrainer(model=model, args=settings, train_dataset=mixture(data, length=2))
+    seen = {}
+    trainer.create_optimizer()
+    step = trainer.optimizer.step
+
+    def spy(*args, **kwargs):
+        seen.update({name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None})
+        return step(*args, **kwargs)
+
+    trainer.optimizer.step = spy
+    expected = {}
+    for item in (trainer.train_dataset[0], trainer.train_dataset[1]):
+        (trainer.compute_loss(model, item) / 2).backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    trainer.train()
+    assert seen.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(seen[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+# -- LoRA ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_lora_trains_adapters_connector_and_vision_decoder_only(data, tmp_path):
+    model, teacher = model_and_teacher()
+    plain_keys, plain = set(model.state_dict()), {name: each.clone() for name, each in model.state_dict().items()}
+    wrapped = add_lora(model, LoraArguments(parts=["encoder", "language_decoder"], r=4, alpha=8, dropout=0.0))
+    trainer = IntraScaleTrainer(
+        model=wrapped, args=arguments(tmp_path), train_dataset=mixture(data, length=3), teacher=teacher
+    )
+    before = {name: each.clone() for name, each in wrapped.state_dict().items()}
+    trainer.train()
+    changed = moved(wrapped, before)
+    trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
+    assert changed == trained
+    for name in trained:
+        adapter = "lora_" in name and part_of(name) in ("encoder", "language_decoder")
+        full = "modules_to_save" in name and part_of(name) in ("connector", "vision_decoder")
+        assert adapter or full, name
+    adapted = {part_of(name) for name in trained if "lora_" in name}
+    assert adapted == {"encoder", "language_decoder"}
+    # encoder: qkv, proj, fc1, fc2 of one block; decoder: q, k, v, o, gate, up, down of two layers; A and B each
+    assert len([name for name in trained if "lora_" in name]) == 2 * (4 + 2 * 7)
+
+    wrapped.eval()
+    batch = trainer.train_dataset[0]["document_x4"]
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values")}
+    with torch.no_grad():
+        adapted_logits = wrapped(**inputs).logits
+    merged = wrapped.merge_and_unload()
+    assert type(merged) is UnitForPreTraining
+    with torch.no_grad():
+        torch.testing.assert_close(merged(**inputs).logits, adapted_logits, atol=1e-4, rtol=1e-4)
+    merged.save_pretrained(tmp_path / "merged")
+    loaded, report = UnitForPreTraining.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert set(loaded.state_dict()) == plain_keys
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, adapted_logits, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(loaded.state_dict()["connector.fc1.weight"], plain["connector.fc1.weight"])
+    still = "vision_model.embeddings.position_embedding"
+    assert torch.equal(loaded.state_dict()[still], plain[still])
+
+
+@pytest.mark.parametrize("part", ["encoder", "language_decoder"])
+def test_adapters_do_not_leak_into_the_other_part(part):
+    model, _ = model_and_teacher()
+    wrapped = add_lora(model, LoraArguments(parts=[part], r=2))
+    assert {part_of(name) for name, _ in wrapped.named_parameters() if "lora_" in name} == {part}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "count"),
+    [
+        # modules of one layer of each architecture that take an adapter: attention's four, the MLP's two or three
+        ("clip_vision_model", {"intermediate_size": 48, "image_size": 32}, 6),
+        ("siglip_vision_model", {"intermediate_size": 48, "image_size": 32}, 6),
+        ("dinov2", {"mlp_ratio": 2, "image_size": 32}, 6),
+        ("dinov3_vit", {"intermediate_size": 48, "image_size": 32}, 6),
+        ("vit", {"intermediate_size": 48, "image_size": 32}, 6),
+    ],
+)
+def test_lora_finds_the_modules_of_foreign_encoders(name, settings, count):
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
+    model = unit_model(vision={"model_type": name} | shape | settings)
+    wrapped = add_lora(model, LoraArguments(parts=["encoder"], r=2))
+    names = [each for each, _ in wrapped.named_parameters() if "lora_A" in each]
+    assert len(names) == count, names
+
+
+def test_lora_runs_resume_too(data, tmp_path):
+    def run(resume=None):
+        model, teacher = model_and_teacher()
+        wrapped = add_lora(model, LoraArguments(parts=["encoder"], r=2, dropout=0.1))
+        settings = arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+        trainer = IntraScaleTrainer(
+            model=wrapped, args=settings, train_dataset=mixture(data, length=2), teacher=teacher
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return wrapped.state_dict()
+
+    torch.manual_seed(0)
+    straight = run()
+    resumed = run(str(tmp_path / "checkpoint-1"))
+    for name, tensor in straight.items():
+        assert torch.equal(resumed[name], tensor), name
+
+
+def test_lora_on_a_part_that_takes_none_is_refused():
+    with pytest.raises(ValueError, match=r"unknown: \['connector'\]"):
+        add_lora(model_and_teacher()[0], LoraArguments(parts=["connector"]))
+
+
+def test_without_parts_lora_leaves_the_model_alone():
+    model, _ = model_and_teacher()
+    assert add_lora(model, LoraArguments()) is model

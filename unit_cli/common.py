@@ -1,0 +1,132 @@
+"""What the sub-commands share: loading a model quietly, progress on stderr, errors of one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+class CommandError(Exception):
+    """The command cannot go on; the message is the one line that the user sees."""
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="FOLDER_OR_ID",
+        help="a folder or an id on the Hugging Face Hub (default: the shipped unit-tiny)",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: cpu)")
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return value
+
+
+def quiet(model: str | None) -> None:
+    """Before transformers is imported: no warnings of libraries, and no network for a model that is a folder."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if model is None or Path(model).exists():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def load(
+    model: str | None, device: str, auto_model: str, auto_processor: str = "AutoProcessor"
+) -> tuple[Any, Any, str]:
+    """A model for inference, its processor and where it came from.
+
+    Args:
+        model: folder, Hub id, or `None` for the checkpoint that ships.
+        device: name of a torch device.
+        auto_model, auto_processor: names of transformers' Auto classes.
+
+    Raises:
+        CommandError: there is no such model, or it is not of the kind asked for.
+    """
+    quiet(model)
+    import torch
+    import transformers
+
+    from modeling_unit import shipped_checkpoint
+
+    transformers.logging.disable_progress_bar()
+    try:
+        name = str(shipped_checkpoint()) if model is None else model
+    except FileNotFoundError as error:
+        raise CommandError(str(error)) from error
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise CommandError(f"{name}: no model there (the folder has no config.json)")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CommandError(f"--device {device}: {first_line(error)}") from error
+    try:
+        loaded = getattr(transformers, auto_model).from_pretrained(name).eval().to(device)
+        processor = getattr(transformers, auto_processor).from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise CommandError(f"{name}: cannot be loaded as a model for this command: {first_line(error)}") from error
+    return loaded, processor, name
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+class Progress:
+    """A bar on stderr that shows itself once the work has taken two seconds; for `Reader`'s `progress`."""
+
+    def __init__(self, what: str, unit: str):
+        from tqdm import tqdm
+
+        self.bar = tqdm(desc=what, unit=unit, delay=2, file=sys.stderr, leave=False, dynamic_ncols=True)
+        self.before = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+
+    def add(self, total: int) -> None:
+        """More to do."""
+        self.before = self.bar.n
+        self.bar.total = (self.bar.total or 0) + total
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of the `total` that the current call of the reader has."""
+        if done == 0:
+            self.add(total)
+        self.bar.update(self.before + done - self.bar.n)
+
+
+def groups(items: Iterable, size: int) -> Iterable[list]:
+    """Lists of up to `size` items, in order, made as they are asked for."""
+    group: list = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def complain(command: str, message: str) -> None:
+    """One line on stderr."""
+    print(f"unit {command}: {' '.join(message.split())}", file=sys.stderr, flush=True)

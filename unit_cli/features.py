@@ -1,0 +1,79 @@
+"""`unit features PATH... --out FILE.safetensors`: the encoder's features of pictures and pages."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from .common import CommandError, Progress, add_model_argument, complain, load
+from .inputs import open_inputs
+
+
+def add_parser(subparsers) -> None:
+    """Add `features` to the sub-parsers of `unit`."""
+    parser = subparsers.add_parser(
+        "features",
+        help="write the encoder's features to a safetensors file",
+        description="Write NAME/pooled (width) and NAME/spatial (rows, columns, width) of each picture, float32, with "
+        "NAME the path as given, followed by #PAGE for pages of a PDF.",
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="picture, page or PDF")
+    parser.add_argument("--out", required=True, metavar="FILE.safetensors")
+    parser.add_argument(
+        "--kind",
+        choices=("natural", "document"),
+        default="natural",
+        help="natural pictures are taken at x1, documents at x4 (default: natural)",
+    )
+    add_model_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Encode, write, and return 2 if any input was refused."""
+    out = Path(args.out)
+    if out.suffix != ".safetensors":
+        raise CommandError(f"--out {out}: the name must end in .safetensors")
+    if not out.absolute().parent.is_dir():
+        raise CommandError(f"--out {out}: there is no folder {out.absolute().parent}")
+    model, processor, name = load(args.model, args.device, "AutoModel", "AutoImageProcessor")
+    import torch
+    from safetensors.torch import save_file
+
+    if not hasattr(processor, "base_size"):
+        raise CommandError(f"{name}: not a UNIT model ({model.config.model_type}); its own library gives its features")
+    found, status = {}, 0
+    with Progress("encoding", "picture") as progress, torch.inference_mode():
+        for item in open_inputs(args.paths):
+            if item.error:
+                complain("features", item.error)
+                status = 2
+                continue
+            if item.note:
+                complain("features", f"{item.name}: {item.note}")
+            progress.add(1)
+            inputs = processor(item.image, kind=args.kind, return_tensors="pt").to(args.device)
+            rows, cols = inputs["spatial_shapes"][0].tolist()
+            # One image alone is not padded, and encoders of transformers do not know spatial_shapes.
+            output = model(inputs["pixel_values"])
+            tokens = output.last_hidden_state[0].float().cpu()
+            pooled = output.pooler_output
+            pooled = tokens[0] if pooled is None else pooled[0].float().cpu()
+            key = item.path if item.page is None else f"{item.path}#{item.page}"
+            found[f"{key}/pooled"] = pooled.contiguous()
+            found[f"{key}/spatial"] = tokens[-rows * cols :].reshape(rows, cols, -1).contiguous()
+            progress(1, 1)
+    if not found:
+        raise CommandError("no input could be read; nothing was written")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        save_file(found, temporary, metadata={"unit": json.dumps({"model": name, "kind": args.kind})})
+        temporary.replace(out)
+    except OSError as error:
+        raise CommandError(f"--out {out}: cannot be written ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    count = len(found) // 2
+    print(f"{out}: features of {count} picture{'s' if count != 1 else ''}")
+    return status
