@@ -17,11 +17,8 @@ def normalise_page(gray):
     levels = np.flatnonzero(histogram)
     if levels[-1] - levels[0] < 24:  # one even tone
         return Image.new("L", gray.size, 255), None
-    threshold = _otsu(histogram)
-    dark = histogram[: threshold + 1].sum() / histogram.sum()
-    if dark > 0.5 and not (dark < 0.65 and _bright_border(gray, threshold)):
+    if _is_light_on_dark(gray):
         gray = gray.point([255 - v for v in range(256)])
-        histogram = histogram[::-1]
     paper = _paper(gray)
     if isinstance(paper, int):
         page = gray.point([min(255, round(255 * v / max(paper, 1))) for v in range(256)])
@@ -71,10 +68,20 @@ def _otsu(histogram):
     return int(np.argmax(np.nan_to_num(between, nan=0.0, posinf=0.0)))
 
 
-def _bright_border(gray, threshold):
-    pixels = np.asarray(gray)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    return (border > threshold).mean() > 0.6
+def _is_light_on_dark(gray):
+    """Whether strokes are lighter than what is around them.
+
+    Ink covers less than half of any stretch of text, so the third moment of its grey levels about their mean has the
+    sign of the ink. Summed over blocks of some 32 pixels, neither shadows nor empty margins matter.
+    """
+    step = max(1, math.isqrt(gray.width * gray.height // 500_000))
+    pixels = np.asarray(gray)[::step, ::step].astype(np.float32)  # every step-th pixel has the same distribution
+    block = max(4, 32 // step)
+    height, width = (max(1, v // block) for v in pixels.shape)
+    high, wide = min(block, pixels.shape[0]), min(block, pixels.shape[1])
+    blocks = pixels[: height * high, : width * wide].reshape(height, high, width, wide)
+    blocks = blocks - blocks.mean(axis=(1, 3), keepdims=True)
+    return float((blocks**3).sum()) > 0
 
 
 def _paper(gray):
@@ -153,6 +160,7 @@ class Ink:
         """The commonest height of pieces shaped like letters, the first guess at the x-height; 0 if there are none."""
         w, h = self.width, self.height
         letters = (h >= 3) & (w <= 6 * h) & (h <= 8 * w) & (h < 0.9 * self.shape[0] + 8) & (w >= 2)
+        letters &= self.area > 0.1 * w * h  # not a frame
         heights = h[letters]
         if not len(heights):
             return 0.0

@@ -31,6 +31,7 @@ class LayoutSettings:
     """What may be set about the cutting of a page."""
 
     x_height: float = 9.5  # x-height that each chunk is rescaled to
+    min_x_height: float = 7.6  # smallest that lines are shrunk to for a long line to fit whole
     document_area: int = 65536  # most pixels of one chunk, after padding to whole patches
     max_width: int = 1024  # widest chunk in pixels
     patch_size: int = 16  # chunks are padded to a multiple of this
@@ -41,6 +42,8 @@ class LayoutSettings:
     deskew: bool = True  # turn a page whose lines lean by up to 3 degrees
 
     def __post_init__(self):
+        if self.min_x_height > self.x_height:
+            raise ValueError(f"LayoutSettings.min_x_height ({self.min_x_height}) is above x_height ({self.x_height}).")
         for name, value in vars(self).items():
             if name not in ("margin", "deskew") and not value > 0:
                 raise ValueError(f"LayoutSettings.{name} must be above 0, got {value!r}.")
@@ -170,8 +173,7 @@ class PageLayout:
         return chunks
 
     def crop(self, chunk):
-        """The picture of a chunk: `PIL.Image` of mode L at its scale, padded with white to whole patches right and
-        below.
+        """The picture of a chunk: `PIL.Image` of mode L at its scale, padded with white to whole patches.
 
         Ink of other lines that reaches into the box is painted white.
         """
@@ -203,8 +205,13 @@ class PageLayout:
         return max(1, round((box[2] - box[0]) * scale + margin)), max(1, round((box[3] - box[1]) * scale + margin))
 
     def _scale(self, lines):
-        x_height = float(np.median([line.x_height for line in lines]))
-        return min(self.settings.x_height / x_height, self.settings.max_scale)
+        """The canonical scale of lines, or a little less where that makes the widest of them fit."""
+        s = self.settings
+        canonical = min(s.x_height / float(np.median([line.x_height for line in lines])), s.max_scale)
+        box = _union([line.box for line in lines])
+        widest = s.max_width // s.patch_size * s.patch_size - 2 * s.margin * s.x_height - 1
+        fitting = widest / (box[2] - box[0])
+        return fitting if canonical * s.min_x_height / s.x_height <= fitting < canonical else canonical
 
     def _fits(self, lines):
         if len(lines) > self.settings.max_lines:
@@ -276,7 +283,8 @@ def _analyse(gray, settings, factor, size):
         angle = skew_of(ink, unit, page.width)
         if angle:
             page = page.rotate(angle, Image.Resampling.BICUBIC, fillcolor=255)
-            ink = Ink(ink_mask(page))
+            mask = ink_mask(page)
+            ink = Ink(np.zeros((page.height, page.width), np.bool_) if mask is None else mask)
             unit = ink.typical_height()
     if not unit:
         return PageLayout(page, [], ink, 0.0, factor, size, 0.0, settings)
@@ -406,7 +414,7 @@ def _rows_of_strip(ink, strip, unit, depth):
     top, bottom = ink.y0[strip].min(), ink.y1[strip].max()
     heights = ink.height[strip]
     tall = heights[heights > 0.5 * unit]
-    local = float(np.median(tall)) if len(tall) else unit
+    local = float(np.quantile(tall, 0.3)) if len(tall) else unit  # letters without tails and tops are that common
     gap = 4.0 * max(unit, min(local, 3 * unit))
     if bottom - top > 2.7 * local and len(strip) > 3 and depth < 20:
         cells = _cells(ink, strip, 1.5 * unit)

@@ -172,6 +172,9 @@ class Reader:
         self.model, self.processor, self.batch_size = model, processor, batch_size
         self.settings = settings or self._default_settings(processor.image_processor)
         self.repetition = dict(repetition or {})
+        # A placeholder for an image among the pieces read would ask the model for an image that is not there.
+        placeholder = getattr(processor, "image_token_id", None)
+        self._never = None if placeholder is None else [placeholder]
 
     @classmethod
     def from_pretrained(cls, name_or_folder, device: Any = None, **kwargs) -> "Reader":
@@ -376,6 +379,7 @@ class Reader:
             max_new_tokens=max(limits),
             do_sample=False,
             num_beams=1,
+            suppress_tokens=self._never,
             logits_processor=LogitsProcessorList([chosen]),
             stopping_criteria=StoppingCriteriaList([stopper, _OwnLength(prompt, limits)]),
         )[:, prompt:]  # (B, T)

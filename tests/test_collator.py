@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import IMAGE_TOKEN, PROMPTS, document_row, image_processor, byte_ids, noise, picture_row, png, processor
+from tiny import IMAGE_TOKEN, PROMPTS, byte_ids, document_row, image_processor, noise, picture_row, png, processor
 
 from modeling_unit.image_processing_unit import to_rgb
 from training.collator import (
@@ -33,7 +33,7 @@ def test_classes_are_printable_ascii_and_two_more():
     assert (NUM_CHARACTER_CLASSES, OTHER_CHARACTER) == (96, 95)
 
 
-# -- where characters are ---------------------------------------------------------------------------------------------------
+# -- where characters are --------------------------------------------------------------------------
 
 
 def test_characters_are_named_in_the_patch_of_their_middle():
@@ -84,12 +84,14 @@ def test_boxes_at_the_edge_stay_inside():
     assert places.tolist() == [3]
 
 
-# -- a whole batch ------------------------------------------------------------------------------------------------------------
+# -- a whole batch ---------------------------------------------------------------------------------
 
 
 def test_the_worked_example():
-    """"Hi" on a grid of 1 x 2, one visual token a patch."""
-    row = document_row("Hi", width=16, height=8)  # boxes of 4 x 8 pixels: H at x = 0, i at x = 4: both in the first patch
+    """ "Hi" on a grid of 1 x 2, one visual token a patch."""
+    row = document_row(
+        "Hi", width=16, height=8
+    )  # boxes of 4 x 8 pixels: H at x = 0, i at x = 4: both in the first patch
     row["char_boxes"] = [0, 0, 4, 8, 9, 0, 13, 8]  # and now i in the second
     batch = collator(slots=2)([row], None)
     head = [IMAGE_TOKEN, IMAGE_TOKEN, PROMPTS["ocr"]]
@@ -215,11 +217,14 @@ def test_boxes_move_with_the_augmented_text(seed):
     assert int(batch["character_classes"][0, place, 0]) == class_of("a")
 
 
-# -- augmentation ----------------------------------------------------------------------------------------------------------
+# -- augmentation ----------------------------------------------------------------------------------
 
 
 def test_augmented_documents_stay_readable_in_size():
-    page, boxes = Image.fromarray(np.full((40, 100), 255, dtype=np.uint8)), np.array([[10, 10, 20, 20]], dtype=np.float32)
+    page, boxes = (
+        Image.fromarray(np.full((40, 100), 255, dtype=np.uint8)),
+        np.array([[10, 10, 20, 20]], dtype=np.float32),
+    )
     rng = np.random.default_rng(0)
     sizes = set()
     for _ in range(200):

@@ -95,11 +95,14 @@ def test_bad_values_of_the_whole_are_refused(name, value, words):
 
 
 def test_widths_of_the_vision_decoder_follow_the_encoder():
-    assert unit_config().vision_decoder_config.to_dict().items() >= {
-        "input_size": 32,
-        "hidden_size": 32,
-        "output_size": 32,
-    }.items()
+    assert (
+        unit_config().vision_decoder_config.to_dict().items()
+        >= {
+            "input_size": 32,
+            "hidden_size": 32,
+            "output_size": 32,
+        }.items()
+    )
     config = unit_config(vision_decoder_config={"output_size": 12})
     assert (config.vision_decoder_config.input_size, config.vision_decoder_config.output_size) == (32, 12)
     alone = UnitVisionDecoderConfig(input_size=6)

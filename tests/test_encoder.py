@@ -26,7 +26,7 @@ def pixels(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# -- sizes ----------------------------------------------------------------------------------------------------------------
+# -- sizes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (64, 64), (16, 72), (72, 16), (8, 128), (96, 96)])
@@ -104,7 +104,7 @@ def test_wrong_spatial_shapes_are_refused(shapes):
         encoder()(torch.zeros(2, 3, 16, 24), spatial_shapes=torch.tensor(shapes))
 
 
-# -- patches and positions ---------------------------------------------------------------------------------------------------
+# -- patches and positions -------------------------------------------------------------------------
 
 
 def test_patches_are_flattened_channel_row_column():
@@ -123,7 +123,7 @@ def test_patches_are_flattened_channel_row_column():
 
 
 def stretch_line(length: int, size: int) -> list[tuple[int, int, float]]:
-    """For each of `size` points over `length` entries, ends on ends: the entry below, the one above, the share of that."""
+    """For each of `size` points over `length` entries, ends on ends: entry below, entry above, share of the latter."""
     out = []
     for index in range(size):
         place = index * (length - 1) / (size - 1) if size > 1 else 0.0
@@ -182,8 +182,10 @@ def test_tokens_are_projected_patches_plus_positions_behind_the_prefix():
 
 
 def coordinate_embeddings(batch_side: int = 8, **settings) -> UnitPatchEmbeddings:
-    """A table whose first two channels are the entry's own row and column, from 0 to 1: what a sample returns is where it
-    was taken, for bilinear sampling of a linear function is exact."""
+    """A table whose first two channels are the entry's own row and column, from 0 to 1.
+
+    What a sample returns is then where it was taken, for bilinear sampling of a linear function is exact.
+    """
     model = UnitVisionModel(vision_config(**settings)).train()
     line = torch.linspace(0, 1, batch_side)
     with torch.no_grad():
@@ -258,7 +260,7 @@ def test_starting_positions_tell_all_places_apart():
     assert sincos_positions(3, 30).shape == (1, 9, 30)  # widths that are no multiple of 4 are filled with zeros
 
 
-# -- normalisation inside ----------------------------------------------------------------------------------------------------
+# -- normalisation inside --------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -275,7 +277,7 @@ def test_pixels_are_normalised_inside_when_asked(tmp_path):
     torch.testing.assert_close(loaded(image).last_hidden_state, expected, atol=1e-5, rtol=0)
 
 
-# -- outputs ---------------------------------------------------------------------------------------------------------------
+# -- outputs ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("asked", [True, 0, 1, -2, [0, 1], []], ids=str)
@@ -373,7 +375,7 @@ def test_tuples_hold_the_same_as_named_outputs():
     torch.testing.assert_close(pooled, model(batch).pooler_output, atol=0, rtol=0)
 
 
-# -- one block against transformers' own layers by hand -------------------------------------------------------------------------
+# -- one block against transformers' own layers by hand --------------------------------------------
 
 
 @torch.no_grad()
@@ -391,7 +393,7 @@ def test_a_block_is_pre_norm_attention_and_mlp():
     assert block.norm1.eps == 1e-6
 
 
-# -- training and dtypes -----------------------------------------------------------------------------------------------------
+# -- training and dtypes ---------------------------------------------------------------------------
 
 
 def test_gradient_checkpointing_gives_equal_gradients():
@@ -445,7 +447,7 @@ def test_autocast_keeps_the_output_usable():
     assert output.last_hidden_state.isfinite().all()
 
 
-# -- saving ---------------------------------------------------------------------------------------------------------------
+# -- saving ----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

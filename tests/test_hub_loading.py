@@ -167,7 +167,7 @@ def test_the_text_pipeline_reads(exported, loaded):
     assert loaded[1]["pipeline, batch"] == expected
 
 
-# -- what is in the folder -------------------------------------------------------------------------------------------------------
+# -- what is in the folder -------------------------------------------------------------------------
 
 
 def test_a_repository_holds_all_the_code_and_no_weights_but_safetensors(exported):

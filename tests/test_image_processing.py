@@ -20,7 +20,7 @@ def reopened(image: Image.Image, file_format: str, **options) -> Image.Image:
     return Image.open(buffer)
 
 
-# -- colour ---------------------------------------------------------------------------------------------------------------
+# -- colour ----------------------------------------------------------------------------------------
 
 
 def test_rgb_stays_as_it_is():
@@ -101,13 +101,18 @@ def test_an_animation_gives_its_first_frame():
     assert np.asarray(to_rgb(opened))[0, 0].tolist() == [255, 0, 0]
 
 
-# -- arrays and tensors ------------------------------------------------------------------------------------------------------
+# -- arrays and tensors ----------------------------------------------------------------------------
 
 
 def test_arrays_and_tensors_are_taken_in_either_layout():
     picture = noise(6, 5)
     array = np.asarray(picture)
-    forms = [array, array.transpose(2, 0, 1), torch.from_numpy(array.copy()), torch.from_numpy(array.copy()).permute(2, 0, 1)]
+    forms = [
+        array,
+        array.transpose(2, 0, 1),
+        torch.from_numpy(array.copy()),
+        torch.from_numpy(array.copy()).permute(2, 0, 1),
+    ]
     forms += [array.astype(np.float32) / 255, array.astype(np.float64) / 255, array.astype(np.int64)]
     forms += [torch.from_numpy(array.copy()).double() / 255]
     for form in forms:
@@ -149,7 +154,7 @@ def test_what_is_no_image_is_refused(given, words):
     assert "\n" not in str(error.value)
 
 
-# -- budgets ----------------------------------------------------------------------------------------------------------------
+# -- budgets ---------------------------------------------------------------------------------------
 
 
 SIZES = [(1, 1), (7, 5), (64, 64), (100, 30), (30, 100), (850, 1100), (2000, 2000), (20000, 20), (3, 5000), (129, 127)]
@@ -218,7 +223,7 @@ def test_documents_are_never_enlarged():
         assert processor._document_size(width, height, 4) == (width, height)
 
 
-# -- pixels -----------------------------------------------------------------------------------------------------------------
+# -- pixels ----------------------------------------------------------------------------------------
 
 
 def test_pixels_are_normalised_channel_by_channel():

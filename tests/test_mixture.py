@@ -36,7 +36,7 @@ def shards(tmp_path_factory):
 
 
 def plan(shards, kind="document", seed=3, window=4, names=("chunks",), weights=(1.0,), **given) -> GroupPlan:
-    sources = [SourceArguments(str(shards / name), weight) for name, weight in zip(names, weights)]
+    sources = [SourceArguments(str(shards / name), weight) for name, weight in zip(names, weights, strict=True)]
     settings = {"patches": 64} if kind == "document" else {"rows": 5}
     arguments = GroupArguments(kind, 4 if kind == "document" else 1, sources=sources, **(given or settings))
     return GroupPlan(arguments, GroupCollator(processor(), kind, arguments.scale), seed, window)
@@ -50,7 +50,7 @@ def equal(first: dict, second: dict) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-# -- sequence -----------------------------------------------------------------------------------------------------------------
+# -- sequence --------------------------------------------------------------------------------------
 
 
 def test_same_seed_same_batches(shards):
@@ -77,7 +77,7 @@ def test_every_row_comes_once_before_any_comes_again(shards):
     for epoch in range(3):
         rows = rows_of(group, range(4 * epoch, 4 * epoch + 4))
         assert sorted(position for _, position in rows) == list(range(20))
-    assert rows_of(group, range(0, 4)) != rows_of(group, range(4, 8))
+    assert rows_of(group, range(4)) != rows_of(group, range(4, 8))
 
 
 def test_endless_permutations_by_hand():
@@ -110,7 +110,7 @@ def test_weights_hold_for_documents_of_different_sizes_too(shards):
     assert counts[0] / sum(counts.values()) == pytest.approx(0.5, abs=0.07)
 
 
-# -- shapes -----------------------------------------------------------------------------------------------------------------
+# -- shapes ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_sizes_are_read_off_the_header():
     assert _image_size(row["image"]["bytes"]) == (37, 11)
 
 
-# -- sources ----------------------------------------------------------------------------------------------------------------
+# -- sources ---------------------------------------------------------------------------------------
 
 
 def test_rows_can_be_limited_by_area_and_length(shards):
@@ -228,9 +228,7 @@ def test_items_end_where_the_run_does(shards):
 def test_augmentation_differs_from_step_to_step_but_not_from_run_to_run(shards):
     """The same row drawn again looks different; the same step looks the same."""
     one = plan(shards, kind="natural", names=("pictures",), window=1, rows=20)  # every picture in every batch
-    by_row = [
-        {row: pixels for row, pixels in zip(one.batch(step)[1], one[step]["pixel_values"])} for step in (0, 1)
-    ]
+    by_row = [dict(zip(one.batch(step)[1], one[step]["pixel_values"], strict=True)) for step in (0, 1)]
     assert by_row[0].keys() == by_row[1].keys()
     different = [row for row in by_row[0] if not torch.equal(by_row[0][row], by_row[1][row])]
     assert len(different) == 20

@@ -47,7 +47,7 @@ def ids(*rows: list[int]) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-# -- placeholders ---------------------------------------------------------------------------------------------------------
+# -- placeholders ----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def test_a_padded_batch_of_images_equals_one_by_one(connector):
         assert len(own) == (5 if connector == "qformer" else math.ceil(rows / 2) * math.ceil(cols / 2))
 
 
-# -- losses -----------------------------------------------------------------------------------------------------------------
+# -- losses ----------------------------------------------------------------------------------------
 
 
 def test_position_t_predicts_label_t_plus_1():
@@ -182,9 +182,7 @@ def test_the_joint_loss_is_the_weighted_sum_of_its_terms():
     model = shaken(unit_model())
     batch, target = joint_batch(model), torch.randn(1, 5, 32)
     mask = torch.tensor([[True, False, True, False, True]])
-    output = model(
-        **batch, teacher_features=target, teacher_token_mask=mask, vision_weight=0.7, vision_l1_weight=0.2
-    )
+    output = model(**batch, teacher_features=target, teacher_token_mask=mask, vision_weight=0.7, vision_l1_weight=0.2)
     alone = UnitForConditionalGeneration.forward(model, **batch)
     features = model.vision_model(batch["pixel_values"]).last_hidden_state
     predicted = model.vision_decoder(features)[mask]
@@ -265,7 +263,7 @@ def test_projecting_without_a_projection_is_refused():
         unit_model().get_projected_image_features(torch.zeros(1, 3, 8, 8))
 
 
-# -- generation ---------------------------------------------------------------------------------------------------------------
+# -- generation ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", [OPT, QWEN3], ids=["opt", "qwen3"])
@@ -278,7 +276,7 @@ def test_a_batch_over_different_sizes_reads_as_one_by_one(text, connector):
     settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     together = model.generate(**batch, **settings)[:, batch["input_ids"].shape[1] :]
     assert together.shape == (3, 6)
-    for page, row in zip(pages, together):
+    for page, row in zip(pages, together, strict=True):
         single = read(images=[page], task="ocr")
         alone = model.generate(**single, **settings)[:, single["input_ids"].shape[1] :]
         assert alone[0].tolist() == row.tolist()
@@ -338,7 +336,7 @@ def test_left_padding_changes_no_logits():
     torch.testing.assert_close(model(**padded).logits[:, -count:], model(**inputs).logits, atol=1e-5, rtol=0)
 
 
-# -- foreign encoders -----------------------------------------------------------------------------------------------------------
+# -- foreign encoders ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -424,7 +422,7 @@ def test_a_clip_encoder_saved_alone_is_a_clip_checkpoint(tmp_path):
     torch.testing.assert_close(clip(image).last_hidden_state[:, 1:], expected[1], atol=1e-6, rtol=0)
 
 
-# -- one checkpoint, several classes ---------------------------------------------------------------------------------------------
+# -- one checkpoint, several classes ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", [OPT, QWEN3], ids=["opt", "qwen3"])
@@ -494,7 +492,7 @@ def test_tied_embeddings_stay_tied_through_saving(tmp_path):
         assert each.get_input_embeddings().weight.data_ptr() == each.get_output_embeddings().weight.data_ptr()
 
 
-# -- training switches ----------------------------------------------------------------------------------------------------------
+# -- training switches -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("connector", ["mlp", "qformer"])
@@ -525,7 +523,7 @@ def test_gradient_checkpointing_reaches_every_part():
         model(**batch, teacher_features=teacher).loss.backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     assert model.vision_model.blocks[0].gradient_checkpointing
-    for plain, checkpointed in zip(*gradients):
+    for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(checkpointed, plain)
 
 

@@ -36,7 +36,7 @@ def test_every_name_has_its_part(name, part):
 
 
 def test_a_name_of_no_part_is_refused():
-    with pytest.raises(ValueError, match="'mystery.weight' belongs to no known part"):
+    with pytest.raises(ValueError, match=r"'mystery\.weight' belongs to no known part"):
         part_of("mystery.weight")
 
 
@@ -107,7 +107,8 @@ def test_rates_follow_part_and_optimiser():
 
 
 @pytest.mark.parametrize(
-    ("rates", "words"), [({"decoder": 1.0}, r"Unknown parts in part_rates: \['decoder'\]"), ({"encoder": 0}, "positive")]
+    ("rates", "words"),
+    [({"decoder": 1.0}, r"Unknown parts in part_rates: \['decoder'\]"), ({"encoder": 0}, "positive")],
 )
 def test_wrong_rates_are_refused(rates, words):
     with pytest.raises(ValueError, match=words):
@@ -118,7 +119,7 @@ def test_parts_cover_the_model():
     assert {part_of(name) for name, _ in full_model().named_parameters()} == set(PARTS)
 
 
-# -- Muon beside AdamW ------------------------------------------------------------------------------------------------------------
+# -- Muon beside AdamW -----------------------------------------------------------------------------
 
 
 class Toy(nn.Module):
@@ -158,7 +159,7 @@ def test_it_is_torchs_muon_and_torchs_adamw():
         for optimizer in (muon, adamw):
             optimizer.step()
             optimizer.zero_grad()
-    for first, second in zip(together.parameters(), apart.parameters()):
+    for first, second in zip(together.parameters(), apart.parameters(), strict=True):
         assert torch.equal(first, second)
     assert all(parameter.grad is None for parameter in together.parameters())
 
@@ -171,7 +172,7 @@ def test_a_schedule_reaches_both():
     schedule.step()
     before = [parameter.clone() for parameter in model.parameters()]
     step(model, optimizer, 1)  # at a rate of zero
-    for first, second in zip(before, model.parameters()):
+    for first, second in zip(before, model.parameters(), strict=True):
         assert torch.equal(first, second)
 
 
@@ -183,7 +184,9 @@ def test_a_saved_state_goes_on_identically():
         step(straight, optimizer, seed)
         schedule.step()
     file = io.BytesIO()
-    torch.save({"model": straight.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, file)
+    torch.save(
+        {"model": straight.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, file
+    )
     for seed in range(3, 6):
         step(straight, optimizer, seed)
         schedule.step()
@@ -202,7 +205,7 @@ def test_a_saved_state_goes_on_identically():
     for seed in range(3, 6):
         step(resumed, optimizer, seed)
         schedule.step()
-    for first, second in zip(straight.parameters(), resumed.parameters()):
+    for first, second in zip(straight.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(first, second)
 
 

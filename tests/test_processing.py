@@ -71,7 +71,10 @@ def test_text_alone_is_tokenised():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"images": noise(8, 8), "task": "translate"}, "Unknown task 'translate'. This model knows: caption, markdown, ocr"),
+        (
+            {"images": noise(8, 8), "task": "translate"},
+            "Unknown task 'translate'. This model knows: caption, markdown, ocr",
+        ),
         ({"images": noise(8, 8)}, "exactly one of task and text"),
         ({"images": noise(8, 8), "task": "ocr", "text": "a"}, "exactly one of task and text"),
         ({}, "Give images"),

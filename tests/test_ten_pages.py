@@ -1,8 +1,8 @@
 """The test that comes before anything larger: ten pages are learned by heart and read back, word by word.
 
-Public reports of the nearest recipe (Vary-tiny: a small OPT and the HF Trainer) stuck at a loss of 2.7 over whole epochs.
-A wrong shift of the labels, a mask over the wrong tokens, a frozen part or an image that never reaches the decoder would
-each show here within seconds.
+Public reports of the nearest recipe (Vary-tiny: a small OPT and the HF Trainer) stuck at a loss of 2.7 over whole
+epochs. A wrong shift of the labels, a mask over the wrong tokens, a frozen part or an image that never reaches the
+decoder would each show here within seconds.
 """
 
 import numpy as np
@@ -36,7 +36,7 @@ def test_ten_pages_are_overfitted_and_read_back(tmp_path):
     model = unit_model(vision=vision, text=decoder)
     rows = [
         {"image": {"bytes": png_bytes(np.asarray(page))}, "text": text, "task": "ocr", "char_boxes": []}
-        for page, text in zip(pages, TEXTS)
+        for page, text in zip(pages, TEXTS, strict=True)
     ]
     batch = GroupCollator(read, "document", 4)(rows, None)
     batch.pop("token_places")

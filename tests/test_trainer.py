@@ -76,7 +76,7 @@ def moved(model, before) -> set[str]:
     return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
-# -- what trains ------------------------------------------------------------------------------------------------------------
+# -- what trains -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("stage", "names"), [(IntraScaleTrainer, STAGE_1), (InterScaleTrainer, STAGE_2)])
@@ -134,7 +134,7 @@ def test_every_part_has_a_name_that_can_be_frozen():
     assert not [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-# -- the loss -------------------------------------------------------------------------------------------------------------------
+# -- the loss --------------------------------------------------------------------------------------
 
 
 def test_the_loss_is_the_weighted_sum_of_the_terms_it_logs(data, tmp_path):
@@ -157,7 +157,9 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_it_logs(data, tmp_path):
         assert entry["loss"] == pytest.approx(expected, abs=2e-3)
         assert 0 <= entry["document_x4/character_accuracy"] <= 1
         assert 0 <= entry["document_x4/alignment_accuracy"] <= 1
-        assert not [key for key in entry if key.startswith("document_x4/vision")]  # the teacher sees natural pictures only
+        assert not [
+            key for key in entry if key.startswith("document_x4/vision")
+        ]  # the teacher sees natural pictures only
 
 
 def test_losses_are_the_models_own(data, tmp_path):
@@ -199,7 +201,7 @@ def test_the_teacher_sees_large_pictures_at_x1_and_its_grid_is_the_target(data, 
         expected = teacher(batch["teacher_pixel_values"]).last_hidden_state
     torch.testing.assert_close(targets["teacher_features"], expected)
     _, outputs = trainer.compute_loss(model, {"natural_x4": batch}, return_outputs=True)
-    assert float(outputs["natural_x4"].vision_loss) > 0
+    assert outputs["natural_x4"].vision_loss.item() > 0
 
 
 def test_the_share_of_sampled_tokens_is_the_ratio(data, tmp_path):
@@ -214,7 +216,7 @@ def test_the_share_of_sampled_tokens_is_the_ratio(data, tmp_path):
     assert not torch.equal(masks[0], masks[1])
 
 
-# -- groups, arguments, columns --------------------------------------------------------------------------------------------------
+# -- groups, arguments, columns --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_the_defaults_are_the_papers(tmp_path):
     assert (settings.character_weight, settings.alignment_weight) == (0.0, 0.0)
 
 
-# -- resuming ---------------------------------------------------------------------------------------------------------------
+# -- resuming --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -308,14 +310,22 @@ def test_accumulated_micro_batches_average_their_gradients(data, tmp_path):
     step = trainer.optimizer.step
 
     def spy(*args, **kwargs):
-        seen.update({name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None})
+        seen.update(
+            {
+                name: parameter.grad.clone()
+                for name, parameter in model.named_parameters()
+                if parameter.grad is not None
+            }
+        )
         return step(*args, **kwargs)
 
     trainer.optimizer.step = spy
     expected = {}
     for item in (trainer.train_dataset[0], trainer.train_dataset[1]):
         (trainer.compute_loss(model, item) / 2).backward()
-    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    expected = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
     model.zero_grad()
     trainer.train()
     assert seen.keys() == expected.keys()
@@ -323,7 +333,7 @@ def test_accumulated_micro_batches_average_their_gradients(data, tmp_path):
         torch.testing.assert_close(seen[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 
-# -- LoRA ---------------------------------------------------------------------------------------------------------------------
+# -- LoRA ------------------------------------------------------------------------------------------
 
 
 def test_lora_trains_adapters_connector_and_vision_decoder_only(data, tmp_path):

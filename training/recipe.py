@@ -114,8 +114,8 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         except yaml.YAMLError:
             raise ValueError(f"The value in {override!r} is not valid YAML.") from None
     _check_keys(data, Recipe, "the recipe")
-    if data.get("stage") not in STAGES:
-        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {data.get('stage')!r}.")
+    if data["stage"] not in STAGES:
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {data['stage']!r}.")
     _check_keys(data.get("training") or {}, UnitTrainingArguments, "`training`")
     _check_keys(data.get("lora") or {}, LoraArguments, "`lora`")
     for group in _list(data.get("groups"), "`groups`"):
@@ -134,16 +134,16 @@ def _list(given: Any, where: str) -> list:
 def _check_keys(given: dict[str, Any], target: type, where: str) -> None:
     if not isinstance(given, dict):
         raise ValueError(f"{where} must be a mapping, got {given!r}.")
-    for each in dataclasses.fields(target):
-        required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-        if required and each.name not in given and target is not Recipe:
-            raise ValueError(f"{where} lacks the key {each.name!r}: {given}.")
     known = [each.name for each in dataclasses.fields(target)]
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known[:12])} ..."
             raise ValueError(f"Unknown key {key!r} in {where}.{hint}")
+    for each in dataclasses.fields(target):
+        required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+        if required and each.name not in given:
+            raise ValueError(f"{where} lacks the key {each.name!r}.")
 
 
 def new_image_processor(recipe: Recipe) -> UnitImageProcessor:
@@ -216,11 +216,16 @@ def main(path: str | Path, overrides: list[str] | None = None) -> Path:
     return out
 
 
+def _micro_batches(arguments: UnitTrainingArguments) -> int:
+    """Micro-batches that a run looks at, on all devices together: none comes twice."""
+    return arguments.max_steps * arguments.gradient_accumulation_steps * max(1, arguments.world_size)
+
+
 def _teacher_run(recipe: Recipe, arguments: UnitTrainingArguments):
     processor = new_image_processor(recipe)
     model = TeacherModel(UnitVisionConfig(**recipe.model.get("vision_config", {})))
     data = PictureTargets(
-        recipe.pictures or "pictures-train", processor, recipe.pictures_per_batch, arguments.max_steps, arguments.seed
+        recipe.pictures or "pictures-train", processor, recipe.pictures_per_batch, _micro_batches(arguments), arguments.seed
     )
     trainer = TeacherTrainer(model=model, args=arguments, train_dataset=data)
 
@@ -260,7 +265,7 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         settings = GroupArguments(**group)
         slots = model.config.character_slots if arguments.character_weight else 0
         plans.append(GroupPlan(settings, GroupCollator(processor, settings.kind, settings.scale, slots), arguments.seed))
-    data = MixtureDataset(plans, arguments.max_steps * arguments.gradient_accumulation_steps)
+    data = MixtureDataset(plans, _micro_batches(arguments))
     model = add_lora(model, LoraArguments(**recipe.lora))
     if model.config.projection_dim:
         freeze_parts(model, ["projection"])  # the teacher's, kept as it is

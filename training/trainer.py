@@ -15,11 +15,18 @@ from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput
 
 from .arguments import UnitTrainingArguments
 from .losses import alignment_loss, character_loss
-from .optim import MuonWithAdamW, parameter_groups, part_of
+from .optim import PARTS, MuonWithAdamW, parameter_groups, part_of
 
 
 def freeze_parts(model: nn.Module, parts: list[str]) -> None:
-    """Stop the gradients of whole parts (`encoder`, `connector`, `language_decoder`, ...)."""
+    """Stop the gradients of whole parts (`encoder`, `connector`, `language_decoder`, ...).
+
+    Raises:
+        ValueError: for a part that does not exist.
+    """
+    unknown = set(parts) - set(PARTS)
+    if unknown:
+        raise ValueError(f"Unknown parts to freeze: {sorted(unknown)}. Known: {', '.join(PARTS)}.")
     for name, parameter in model.named_parameters():
         if part_of(name) in parts:
             parameter.requires_grad_(False)

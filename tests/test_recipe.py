@@ -1,0 +1,337 @@
+"""Recipes: what is refused before anything starts, and a toy run from nothing to a reader."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tiny import document_row, picture_row
+
+import training.recipe as recipes
+from modeling_unit import UnitForConditionalGeneration, UnitForPreTraining, UnitModel, UnitProcessor, UnitVisionModel
+from training.data.schema import write_shards
+from training.recipe import draw_curves, main, read_recipe
+
+SHIPPED = sorted((Path(recipes.__file__).parent / "recipes").glob("**/*.yaml"))
+
+
+def written(folder, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_reads_and_opens_with_its_command(path):
+    recipe = read_recipe(path)
+    assert recipe.stage in ("teacher", "intra_scale", "inter_scale")
+    assert recipe.training["max_steps"] > 0
+    where = path.relative_to(Path(recipes.__file__).parents[1])
+    assert path.read_text().splitlines()[0] == f"# unit train {where}"
+
+
+def test_recipes_are_shipped():
+    assert len(SHIPPED) >= 3
+    stages = [read_recipe(path).stage for path in SHIPPED]
+    assert {"teacher", "intra_scale", "inter_scale"} <= set(stages)
+
+
+def test_each_shipped_recipe_starts_from_what_one_before_it_wrote():
+    for folder in {path.parent for path in SHIPPED}:
+        outputs = set()
+        for path in sorted(folder.glob("*.yaml")):
+            recipe = read_recipe(path)
+            for source in (recipe.start, recipe.teacher):
+                assert source is None or source in outputs or not source.startswith("runs/"), path
+            outputs.add(recipe.training["output_dir"])
+
+
+def test_overrides_lie_over_the_file(tmp_path):
+    path = written(tmp_path, "stage: teacher\ntraining: {max_steps: 5, seed: 1}\n")
+    recipe = read_recipe(
+        path,
+        [
+            "training.max_steps=7",
+            "training.bf16=true",
+            "model.vision_config.hidden_size=64",
+            "pictures=other",
+            "lora.parts=[encoder]",
+        ],
+    )
+    assert recipe.training == {"max_steps": 7, "seed": 1, "bf16": True}
+    assert recipe.model == {"vision_config": {"hidden_size": 64}}
+    assert recipe.pictures == "other"
+    assert recipe.lora == {"parts": ["encoder"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("5E-5", 5e-5), ("1.0e-3", 1e-3), ("-2e+3", -2000.0), ("0.01", 0.01), (".5e1", 5.0)],
+)
+def test_rates_are_numbers_with_or_without_a_dot(tmp_path, text, value):
+    path = written(tmp_path, f"stage: teacher\ntraining: {{learning_rate: {text}}}\n")
+    assert read_recipe(path).training["learning_rate"] == value
+    assert read_recipe(path, [f"training.weight_decay={text}"]).training["weight_decay"] == value
+
+
+def test_words_that_begin_like_numbers_stay_words(tmp_path):
+    path = written(tmp_path, "stage: teacher\npictures: 1e-4-pictures\nteacher: runs/2e5x\n")
+    recipe = read_recipe(path)
+    assert (recipe.pictures, recipe.teacher) == ("1e-4-pictures", "runs/2e5x")
+
+
+def test_empty_sections_are_as_good_as_none(tmp_path):
+    recipe = read_recipe(written(tmp_path, "stage: teacher\ntraining:\nlora:\ngroups:\nmodel:\n"), ["training.seed=3"])
+    assert (recipe.training, recipe.lora, recipe.groups, recipe.model) == ({"seed": 3}, {}, [], {})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stage: [intra_scale\n", "is not valid YAML"),
+        ("- a\n- b\n", "must hold a mapping"),
+        ("", "must hold a mapping"),
+        ("training: {}\n", "the recipe lacks the key 'stage'"),
+        ("stage: warmup\n", "stage must be one of teacher, intra_scale, inter_scale, got 'warmup'"),
+        ("stage: teacher\ntrainin: {}\n", "Unknown key 'trainin' in the recipe. Did you mean 'training'?"),
+        ("stage: teacher\ntraining: {max_step: 4}\n", "Did you mean 'max_steps'?"),
+        ("stage: teacher\ntraining: {vision_wieght: 4}\n", "Did you mean 'vision_weight'?"),
+        ("stage: teacher\nlora: {part: [encoder]}\n", "Did you mean 'parts'?"),
+        ("stage: teacher\ntraining: 5\n", "`training` must be a mapping, got 5"),
+        ("stage: teacher\ngroups: {kind: document}\n", "`groups` must be a list"),
+        ("stage: teacher\ngroups: [document]\n", "a group must be a mapping"),
+        (
+            "stage: teacher\ngroups: [{kindd: document, scale: 4}]\n",
+            "Unknown key 'kindd' in a group. Did you mean 'kind'?",
+        ),
+        ("stage: teacher\ngroups: [{kind: document}]\n", "a group lacks the key 'scale'"),
+        (
+            "stage: teacher\ngroups: [{kind: document, scale: 4, sources: [{weight: 1}]}]\n",
+            "a source lacks the key 'path'",
+        ),
+        ("stage: teacher\ngroups: [{kind: document, scale: 4, sources: x}]\n", "`sources` must be a list"),
+    ],
+)
+def test_wrong_recipes_are_refused_in_one_line(tmp_path, text, words):
+    with pytest.raises(ValueError) as error:
+        read_recipe(written(tmp_path, text))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.max_steps", "must look like key=value"),
+        ("training.max_step=4", "Did you mean 'max_steps'?"),
+        ("stage.name=4", "leads into 'stage', which is no mapping"),
+        ("training.seed=[1", "is not valid YAML"),
+    ],
+)
+def test_wrong_overrides_are_refused(tmp_path, override, words):
+    with pytest.raises(ValueError) as error:
+        read_recipe(written(tmp_path, "stage: teacher\n"), [override])
+    assert words in str(error.value)
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"There is no recipe at .*nowhere\.yaml"):
+        read_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_a_run_without_an_end_is_refused(tmp_path):
+    path = written(tmp_path, f"stage: teacher\ntraining: {{output_dir: {tmp_path}/out}}\n")
+    with pytest.raises(ValueError, match=r"needs training\.max_steps"):
+        main(path)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [("", "A new model needs `teacher`"), ("start: {full}\n", "`teacher` is missing: L_vis needs the frozen teacher")],
+)
+def test_a_stage_without_its_teacher_is_refused(tmp_path, extra, words):
+    if extra:
+        from tiny import processor, unit_model
+
+        unit_model().save_pretrained(tmp_path / "full")
+        processor().save_pretrained(tmp_path / "full")
+        extra = extra.format(full=tmp_path / "full")
+    text = f"stage: intra_scale\n{extra}training: {{max_steps: 1, output_dir: {tmp_path}/out}}\n"
+    with pytest.raises(ValueError, match=words):
+        main(written(tmp_path, text))
+
+
+def test_curves_are_drawn_for_every_term(tmp_path):
+    history = [
+        {"step": 1, "loss": 2.0, "a/loss": 1.0},
+        {"step": 2, "loss": 1.0, "a/loss": 0.5},
+        {"train_runtime": 3.0},
+    ]
+    draw_curves(history, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    draw_curves([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+# -- a toy run -------------------------------------------------------------------------------------
+
+
+TRAINING = {"max_steps": 2, "learning_rate": 1e-3, "logging_steps": 1, "save_steps": 1, "disable_tqdm": True}
+TRAINING |= {"optimizer": "muon"}
+PROCESSOR = {"patch_size": 8, "base_size": 32, "scale_as": "area", "max_side": 128}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """Stage zero, one and two of two steps each, each from its recipe; where each of them wrote."""
+    root = tmp_path_factory.mktemp("toy")
+    documents = [document_row(f"line {index}", 48, 16, seed=index) for index in range(8)]
+    write_shards(documents, root / "documents")
+    write_shards([picture_row(f"thing {index}", seed=index) for index in range(8)], root / "pictures")
+    generator = torch.Generator().manual_seed(0)
+    targets = {
+        "sentence": torch.randn(8, 384, generator=generator),
+        "efficientnet_features": torch.randn(8, 1280, generator=generator),
+    }
+    save_file(targets, str(root / "pictures" / "targets.safetensors"))
+
+    def group(kind, scale):
+        folder = "documents" if kind == "document" else "pictures"
+        return {"kind": kind, "scale": scale, "rows": 2, "sources": [{"path": str(root / folder)}]}
+
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    vision |= {"patch_size": 8, "image_size": 64, "cpe_max_size": 64}
+    text = {"model_type": "qwen3", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256}
+    text |= {"tie_word_embeddings": True}
+    teacher, first, second = str(root / "teacher"), str(root / "stage1"), str(root / "stage2")
+    steps = {
+        "teacher": {
+            "stage": "teacher",
+            "pictures": str(root / "pictures"),
+            "pictures_per_batch": 4,
+            "model": {"vision_config": vision},
+            "image_processor": PROCESSOR,
+            "training": TRAINING | {"output_dir": teacher},
+        },
+        "stage1": {
+            "stage": "intra_scale",
+            "teacher": teacher,
+            "model": {"connector_config": {"connector_type": "mlp", "unshuffle": 1}, "text_config": text},
+            "image_processor": PROCESSOR,
+            "groups": [group("document", 4), group("natural", 1)],
+            "training": TRAINING | {"output_dir": first, "character_weight": 1.0, "alignment_weight": 0.5},
+        },
+        "stage2": {
+            "stage": "inter_scale",
+            "start": first,
+            "teacher": teacher,
+            "groups": [group("document", 4), group("document", 1), group("natural", 1), group("natural", 4)],
+            "training": TRAINING | {"output_dir": second},
+        },
+    }
+    for name, recipe in steps.items():
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+        assert main(root / f"{name}.yaml") == root / name
+    return root
+
+
+def test_the_teacher_is_an_encoder_repository_with_its_projection(toy):
+    encoder = UnitVisionModel.from_pretrained(toy / "teacher")
+    assert encoder.config.hidden_size == 32
+    assert load_file(toy / "teacher" / "visual_projection.safetensors")["weight"].shape == (384, 32)
+
+
+def test_stage_one_starts_from_the_teacher_and_keeps_its_projection(toy):
+    model = UnitForPreTraining.from_pretrained(toy / "stage1")
+    teacher = UnitVisionModel.from_pretrained(toy / "teacher")
+    projection = load_file(toy / "teacher" / "visual_projection.safetensors")["weight"]
+    assert torch.equal(model.visual_projection.weight, projection)  # frozen
+    for name, tensor in teacher.state_dict().items():
+        trained = model.vision_model.state_dict()[name]
+        assert not torch.equal(trained, tensor), name
+        assert float((trained - tensor).abs().max()) < 0.05, name  # two small steps away from it
+    assert model.character_head.weight.shape[0] == 3 * 96
+
+
+def test_stage_two_goes_on_without_the_auxiliary_head(toy):
+    model = UnitForPreTraining.from_pretrained(toy / "stage2")
+    assert model.config.num_character_classes == 0
+    assert not hasattr(model, "character_head")
+    first = UnitForPreTraining.from_pretrained(toy / "stage1").state_dict()
+    for name, tensor in model.state_dict().items():
+        distance = float((tensor - first[name]).abs().max())
+        assert (distance == 0) == name.startswith("visual_projection"), name
+        assert distance < 0.05, name
+
+
+@torch.no_grad()
+def test_the_trained_model_reads(toy):
+    model = UnitForConditionalGeneration.from_pretrained(toy / "stage2").eval()
+    processor = UnitProcessor.from_pretrained(toy / "stage2")
+    inputs = processor(images=np.full((20, 30), 255, dtype=np.uint8), task="ocr")
+    ids = model.generate(**inputs, max_new_tokens=4)
+    assert len(processor.decode_new(ids, inputs)) == 1
+    assert model.generation_config.eos_token_id == 1
+    assert type(UnitModel.from_pretrained(toy / "stage2").vision_model) is UnitVisionModel
+
+
+@pytest.mark.parametrize("name", ["teacher", "stage1", "stage2"])
+def test_a_run_leaves_its_recipe_its_log_and_its_curve(toy, name):
+    recipe = json.loads((toy / name / "recipe.json").read_text())
+    assert recipe["training"]["max_steps"] == 2
+    assert recipe["seconds"] >= 0
+    entries = [json.loads(line) for line in (toy / name / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2]
+    if name == "stage1":
+        logged = set().union(*entries)
+        assert {"document_x4/character_loss", "document_x4/alignment_loss", "natural_x1/vision_loss"} <= logged
+    if name == "stage2":
+        assert {"natural_x4/vision_loss", "document_x1/language_loss"} <= set().union(*entries)
+    assert (toy / name / "curve.png").is_file()
+
+
+def test_the_same_command_goes_on_from_the_last_checkpoint(toy, capsys):
+    before = load_file(toy / "stage2" / "model.safetensors")
+    main(
+        toy / "stage2.yaml", ["training.max_steps=4"]
+    )  # the schedule had come to its end: the third step is of no size
+    assert f"Going on from {toy / 'stage2' / 'checkpoint-2'}" in capsys.readouterr().out
+    entries = [json.loads(line) for line in (toy / "stage2" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3, 4]
+    after = load_file(toy / "stage2" / "model.safetensors")
+    assert not torch.equal(after["vision_decoder.fc1.weight"], before["vision_decoder.fc1.weight"])
+
+
+def test_what_trains_is_printed_first(toy, capsys):
+    main(toy / "teacher.yaml")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["part", "parameters", "trained", "tensors"]
+    assert {line.split()[0] for line in lines[1:5]} == {"encoder", "projection", "heads", "all"}
+
+
+def test_lora_is_merged_when_the_run_ends(toy, tmp_path):
+    out = main(
+        toy / "stage2.yaml",
+        [
+            f"training.output_dir={tmp_path / 'lora'}",
+            "lora.parts=[encoder, language_decoder]",
+            "lora.r=2",
+            "training.save_steps=2",
+        ],
+    )
+    model, report = UnitForPreTraining.from_pretrained(out, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    first = UnitForPreTraining.from_pretrained(toy / "stage1").state_dict()
+    position = "vision_model.embeddings.position_embedding"
+    assert torch.equal(model.state_dict()[position], first[position])
+    assert not torch.equal(
+        model.state_dict()["vision_model.blocks.0.attn.qkv.weight"], first["vision_model.blocks.0.attn.qkv.weight"]
+    )
