@@ -25,7 +25,7 @@ BASE = [
 TRAIN = [
     "torch>=2.9",  # torch.optim.Muon
     "datasets>=4.2",  # first that admits huggingface_hub 1.x, which transformers 5 needs
-    "accelerate>=1.1",  # what the Trainer of transformers 5.18 asks for
+    "accelerate>=1.3",  # first with the unwrap_model(keep_torch_compile=) that the Trainer of transformers 5.18 calls
     "peft>=0.20",  # what transformers 5.18 asks for
     "pyarrow>=21.0",  # what datasets 4 asks for
     "skia-python>=138.0",  # the oldest that the suite was run with

@@ -66,12 +66,20 @@ class RepetitionStopper(StoppingCriteria):
             if needed > new:
                 continue
             last = tail[:, -needed:]
-            self.fired = self.fired | (last[:, period:] == last[:, :-period]).all(dim=1)
+            loops = _repeats(last, period)
+            if period > 2:  # a line of dots has every period: what it may be long is said by its shortest
+                loops = loops & ~_repeats(last, 1) & ~_repeats(last, 2)
+            self.fired = self.fired | loops
         return self.fired
 
     def needed(self, period: int) -> int:
         """Pieces that a suffix of this period must have to count as a loop."""
         return max(self.leader_length if period <= 2 else self.min_length, self.min_repeats * period)
+
+
+def _repeats(ids: torch.Tensor, period: int) -> torch.Tensor:
+    """`(B, T) -> (B,)`: whether a row is copies of its first `period` pieces all along."""
+    return (ids[:, period:] == ids[:, :-period]).all(dim=1)
 
 
 def trim_repetition(
@@ -93,6 +101,10 @@ def trim_repetition(
         start = len(ids) - period
         while start > 0 and ids[start - 1] == ids[start - 1 + period]:
             start -= 1
-        if start >= 0 and len(ids) - start >= stopper.needed(period):
+        needed = stopper.needed(period)
+        if start < 0 or len(ids) - start < needed:
+            continue
+        last = torch.tensor([ids[-needed:]])
+        if period <= 2 or not (_repeats(last, 1) | _repeats(last, 2)).item():
             return ids[: start + period], True
     return ids, False

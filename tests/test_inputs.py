@@ -188,7 +188,7 @@ def two_pages(tmp_path):
     return str(path)
 
 
-# Asks for a password: encrypted by the PDF reference, 3.5 (RC4, 40 bits), with keys of no one's, so that none opens it.
+# Encrypted as the PDF reference has it in 3.5 (RC4, 40 bits), with keys of no one's, so that no password opens it.
 ENCRYPTED = b"""%PDF-1.4
 1 0 obj <</Type/Catalog/Pages 2 0 R>> endobj
 2 0 obj <</Type/Pages/Kids[3 0 R]/Count 1>> endobj

@@ -1,0 +1,1 @@
+"""Demonstrations on the sample pages and pictures: `python -m spaces_demo.sample_run`, or `make demo`."""
