@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from .configuration_unit import UnitVisionConfig
+from .hub_unit import ENCODER_AUTO_MAP, write_code
 
 
 def sincos_positions(side: int, width: int) -> torch.Tensor:
@@ -233,6 +234,16 @@ class UnitPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["UnitBlock"]
+    hub_auto_map = ENCODER_AUTO_MAP
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
+        """As in transformers, and the code beside the weights: the folder loads with `trust_remote_code=True` where this
+        package is not installed.
+        """
+        self.config.auto_map = dict(self.hub_auto_map)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            write_code(save_directory)
 
     @torch.no_grad()
     def _init_weights(self, module):

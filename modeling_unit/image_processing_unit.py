@@ -11,6 +11,7 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration_unit import CLIP_MEAN, CLIP_STD
+from .hub_unit import IMAGE_PROCESSOR_AUTO_MAP, write_code
 
 
 KINDS = ("natural", "document")
@@ -129,6 +130,13 @@ class UnitImageProcessor(BaseImageProcessor):
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.do_normalize = do_normalize
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers, and the code beside it, for `trust_remote_code=True`."""
+        self.auto_map = dict(IMAGE_PROCESSOR_AUTO_MAP)
+        saved = super().save_pretrained(save_directory, **kwargs)
+        write_code(save_directory)
+        return saved
 
     def area(self, scale: int | None = None) -> int:
         """Pixels of an image at a scale: 1 for x1, `scale_factor` for x4."""

@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from .configuration_unit import PREFIX_TOKENS, UnitConfig, UnitVisionDecoderConfig
 from .connector_unit import CONNECTORS, UnitQFormerConnector
 from .encoder_unit import UnitPreTrainedModel, UnitVisionModel
+from .hub_unit import FULL_AUTO_MAP, VISION_DECODER_AUTO_MAP
 
 
 @dataclass
@@ -84,6 +85,7 @@ class UnitVisionDecoder(UnitPreTrainedModel):
     config_class = UnitVisionDecoderConfig
     base_model_prefix = "vision_decoder"
     main_input_name = "hidden_states"
+    hub_auto_map = VISION_DECODER_AUTO_MAP
 
     def __init__(self, config: UnitVisionDecoderConfig):
         super().__init__(config)
@@ -152,6 +154,7 @@ class UnitComposedModel(UnitPreTrainedModel):
 
     config_class = UnitConfig
     base_model_prefix = ""
+    hub_auto_map = FULL_AUTO_MAP
     _no_split_modules = ["UnitBlock", "OPTDecoderLayer"]
 
     def _init_weights(self, module):

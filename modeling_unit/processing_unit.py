@@ -4,6 +4,8 @@ import math
 
 from transformers import BatchFeature, ProcessorMixin
 
+from .hub_unit import IMAGE_PROCESSOR_AUTO_MAP, PROCESSOR_AUTO_MAP, write_code
+
 
 # Which kind of image a task reads, unless said otherwise
 TASK_KINDS = {"ocr": "document", "markdown": "document", "caption": "natural"}
@@ -50,6 +52,14 @@ class UnitProcessor(ProcessorMixin):
                 tokenizer.add_special_tokens({"additional_special_tokens": [image_token]})
             tokenizer.padding_side = "left"
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers, and the code beside it, for `trust_remote_code=True`."""
+        self.auto_map = dict(PROCESSOR_AUTO_MAP)
+        self.image_processor.auto_map = dict(IMAGE_PROCESSOR_AUTO_MAP)
+        saved = super().save_pretrained(save_directory, **kwargs)
+        write_code(save_directory)
+        return saved
 
     @property
     def image_token_id(self) -> int:

@@ -395,13 +395,17 @@ class Reader:
                 pad = self.processor.tokenizer.pad_token_id
                 while kept and kept[-1] == pad:
                     kept.pop()
-            trim = {key: value for key, value in self.repetition.items() if key not in ("prompt_length", "every")}
-            kept, looped = (kept, False) if ended else trim_repetition(kept, **trim)
+            kept, looped = (kept, False) if ended else trim_repetition(kept, **self._trimming(len(kept) >= limit))
             scored = logs[: len(kept) + 1] if ended else logs[: len(kept)]  # the end itself was a choice too
             confidence = math.exp(sum(scored) / len(scored)) if scored else 0.0
             text = self.processor.batch_decode([kept], skip_special_tokens=True)[0]
             results.append(_Decoded(text, confidence, len(kept), looped, not ended and not looped))
         return results
+
+    def _trimming(self, at_limit: bool) -> dict[str, int]:
+        """Settings of `trim_repetition`. A text that filled all the room there was is suspect: a third of a loop will do."""
+        settings = {key: value for key, value in self.repetition.items() if key != "every"}
+        return settings or ({"min_repeats": 3, "min_length": 32, "leader_length": 56} if at_limit else {})
 
     def _end_ids(self) -> set[int]:
         config = getattr(self.model, "generation_config", None)

@@ -145,7 +145,8 @@ def draw_page(image: Image.Image, page, title: str, facts: str) -> Image.Image:
     for block in page.blocks:
         colour = confidence_colour(block.confidence)
         draw.rectangle(_moved(block.box, scale, left, 4), outline=colour, width=2)
-        draw.rectangle((right + 5, *_span(block.box, scale), right + 7, _span(block.box, scale, end=True)), fill=colour)
+        x0, y0, _, y1 = _moved(block.box, scale, right)
+        draw.rectangle((x0 - 9, y0, x0 - 7, y1), fill=colour)
         for text, box in place_lines(block):
             _fit_text(draw, text, _moved(box, scale, right), block.x_height * scale)
     if not page.blocks:
@@ -236,10 +237,6 @@ def _moved(box: Sequence[float], scale: float, x: int, margin: int = 0) -> tuple
     """A box of the page, in pixels of the sheet."""
     x0, y0, x1, y1 = (value * scale for value in box)
     return x + x0 - margin, TITLE + y0 - margin, x + x1 + margin, TITLE + y1 + margin
-
-
-def _span(box: Sequence[float], scale: float, end: bool = False) -> float:
-    return TITLE + box[3 if end else 1] * scale
 
 
 def _fit_text(draw: ImageDraw.ImageDraw, text: str, box: Sequence[float], x_height: float) -> None:

@@ -237,5 +237,7 @@ def test_exporting_a_run_drops_the_auxiliary_head_and_keeps_its_papers(tmp_path)
 
 
 def test_exporting_without_code_leaves_the_code_out(tmp_path):
-    save_full(unit_model(), processor(), tmp_path, with_code=False)
-    assert not list(tmp_path.glob("*.py"))
+    save_full(unit_model(), processor(), tmp_path / "run")
+    export_model(tmp_path / "run", tmp_path / "out", with_code=False)
+    assert list((tmp_path / "run").glob("*.py"))
+    assert not list((tmp_path / "out").glob("*.py"))
