@@ -1,6 +1,7 @@
 """Encoders of known sizes.
 
-`unit-600m` and `unit-1b` are the shapes of the released checkpoints; `unit-tiny` is the one that ships with this package.
+`unit-600m` and `unit-1b` are the shapes of the released checkpoints; `unit-tiny` is the one that ships with this
+package.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from modeling_unit.configuration_unit import UnitVisionConfig
-
 
 _VIT_HUGE = {
     "hidden_size": 1280,

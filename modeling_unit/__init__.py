@@ -1,7 +1,8 @@
 """UNIT: one vision encoder that recognises pictures and reads text.
 
-This folder is what the Hub gets beside the weights: flat files, relative imports. Importing it registers UNIT's classes with
-transformers' Auto classes, so that `AutoModel.from_pretrained` needs no `trust_remote_code` where the package is installed.
+This folder is what the Hub gets beside the weights: flat files, relative imports. Importing it registers UNIT's
+classes with transformers' Auto classes, so that `AutoModel.from_pretrained` needs no `trust_remote_code` where the
+package is installed.
 """
 
 from pathlib import Path
@@ -29,7 +30,6 @@ from .modeling_unit import (
 )
 from .processing_unit import UnitProcessor
 from .reading_unit import Reader
-
 
 __all__ = [
     "Reader",
@@ -61,7 +61,9 @@ def shipped_checkpoint(name: str = "unit-tiny") -> Path:
     folder = root / name
     if not (folder / "config.json").is_file():
         shipped = sorted(path.parent.name for path in root.glob("*/config.json"))
-        raise FileNotFoundError(f"No checkpoint {name!r} ships with this package; there are: {', '.join(shipped) or 'none'}.")
+        raise FileNotFoundError(
+            f"No checkpoint {name!r} ships with this package; there are: {', '.join(shipped) or 'none'}."
+        )
     return folder
 
 

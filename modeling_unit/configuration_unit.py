@@ -1,14 +1,13 @@
 """Configurations of UNIT: encoder, connector, vision decoder, and the whole.
 
-Sources of the numbers: [paper] is UNIT (Zhu et al., NeurIPS 2024, arXiv 2409.04095), [code] the inference code its authors
-released, [ours] a choice of this project where both are silent.
+Sources of the numbers: [paper] is UNIT (Zhu et al., NeurIPS 2024, arXiv 2409.04095), [code] the inference code its
+authors released, [ours] a choice of this project where both are silent.
 """
 
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.activations import ACT2FN
-
 
 # OpenAI CLIP's channel statistics, for pixels in [0, 1]; the released encoders use them [code]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -71,8 +70,8 @@ class UnitVisionConfig(PreTrainedConfig):
         num_attention_heads (`int`): must divide `hidden_size`. 16 [code].
         intermediate_size (`int`): width of the MLP. 4 x 1280 [code].
         patch_size (`int`): side of a patch in pixels. 14 [paper].
-        image_size (`int`): nominal input side in pixels. It decides only how positions are looked up (see `cpe_max_size`);
-            any height and width that are multiples of `patch_size` are accepted.
+        image_size (`int`): nominal input side in pixels. It decides only how positions are looked up (see
+            `cpe_max_size`); any height and width that are multiples of `patch_size` are accepted.
         cpe_max_size (`int`): side in pixels that the table of positions covers; the table has
             `R = round(cpe_max_size / patch_size)` rows and columns [code]. When the nominal `image_size` equals the
             covered side, positions are absolute (the table is cropped, not resized, unless the grid outgrows it).
@@ -82,13 +81,14 @@ class UnitVisionConfig(PreTrainedConfig):
         cpe_aspect (`tuple[float, float]`): range of the crop's aspect, 3/4 to 4/3 [code].
         cpe_drop_prob (`float`): probability that an image gets no positions in training, 0.1 [code].
         num_cls_tokens (`int`): class tokens in front. The first one is the pooled output.
-        register_multiple (`int` or `None`): registers are added until prefix tokens are a multiple of it, at least one:
-            `m - num_cls_tokens % m` [code].
-        use_final_norm (`bool`): LayerNorm on the output tokens. The authors found it crucial before a language model; a
-            released checkpoint may lack it (its `fc_norm` is not applied in the forward pass) [code].
+        register_multiple (`int` or `None`): registers are added until prefix tokens are a multiple of it, at least
+            one: `m - num_cls_tokens % m` [code].
+        use_final_norm (`bool`): LayerNorm on the output tokens. The authors found it crucial before a language model;
+            a released checkpoint may lack it (its `fc_norm` is not applied in the forward pass) [code].
         pooling (`str`): `"cls"` (first class token) or `"mean"` (mean of the patch tokens) for `pooler_output`.
-        normalize_pixels (`bool`): subtract `image_mean` and divide by `image_std` inside the model, for pixels in [0, 1].
-            False when the image processor has done it [code: the released checkpoints carry the statistics inside].
+        normalize_pixels (`bool`): subtract `image_mean` and divide by `image_std` inside the model, for pixels in [0,
+            1]. False when the image processor has done it [code: the released checkpoints carry the statistics
+                inside].
         patch_embed_float32 (`bool`): compute the patch embedding in float32 whatever the dtype of the model [code].
         attention_dropout (`float`): dropout on attention weights in training.
     """
@@ -128,7 +128,8 @@ class UnitVisionConfig(PreTrainedConfig):
         _positive_int(self, "patch_size", "num_channels", "image_size", "cpe_max_size", "num_cls_tokens")
         _require(
             self.hidden_size % self.num_attention_heads == 0,
-            f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads ({self.num_attention_heads}).",
+            f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+            f"({self.num_attention_heads}).",
         )
         if self.register_multiple is not None:
             _positive_int(self, "register_multiple")
@@ -169,7 +170,8 @@ class UnitVisionConfig(PreTrainedConfig):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Class and register tokens in front of the patch tokens inside the encoder; only the first is in the output."""
+        """Class and register tokens in front of the patch tokens inside the encoder; only the first is in the
+        output."""
         return self.num_cls_tokens + self.num_registers
 
     @property
@@ -183,8 +185,8 @@ class UnitConnectorConfig(PreTrainedConfig):
 
     Args:
         connector_type (`str`): `"qformer"` [paper] or `"mlp"` (pixel-unshuffle, then a two-layer MLP) [ours].
-        num_queries (`int`): learned queries K of the Q-Former. The paper does not state K; 256, because the 32 of BLIP-2
-            cannot carry the 500 words of a dense page [ours].
+        num_queries (`int`): learned queries K of the Q-Former. The paper does not state K; 256, because the 32 of
+            BLIP-2 cannot carry the 500 words of a dense page [ours].
         num_hidden_layers (`int`), num_attention_heads (`int`), cross_attention_frequency (`int`): shape of the
             Q-Former, as BLIP-2's Q-Former but 6 layers [ours].
         hidden_size (`int` or `None`): width of the Q-Former; `None` takes the language decoder's.
@@ -215,7 +217,8 @@ class UnitConnectorConfig(PreTrainedConfig):
 
 
 class UnitVisionDecoderConfig(PreTrainedConfig):
-    """Configuration of [`UnitVisionDecoder`]: a two-layer MLP with GELU, token by token, to the teacher's features [paper].
+    """Configuration of [`UnitVisionDecoder`]: a two-layer MLP with GELU, token by token, to the teacher's features
+    [paper].
 
     Args:
         input_size (`int`): width of the encoder's tokens.
@@ -262,8 +265,8 @@ class UnitConfig(PreTrainedConfig):
         vision_config (`dict` or config): `unit_vision_model`, or any vision transformer listed in `PREFIX_TOKENS`
             (`clip_vision_model`, `siglip_vision_model`, `dinov2`, `dinov3_vit`, `vit`, ...), told by its `model_type`.
         connector_config (`dict` or [`UnitConnectorConfig`]).
-        text_config (`dict` or config): any causal language model of transformers, told by its `model_type`; OPT-125M by
-            default [paper].
+        text_config (`dict` or config): any causal language model of transformers, told by its `model_type`; OPT-125M
+            by default [paper].
         vision_decoder_config (`dict` or [`UnitVisionDecoderConfig`]): its widths follow the encoder unless given.
         image_token_id (`int`): id of the placeholder that visual tokens replace in `input_ids`. It may lie outside of
             the decoder's vocabulary: it is never embedded.

@@ -14,7 +14,8 @@ from .configuration_unit import UnitConfig
 
 
 def embedding_width(config: UnitConfig) -> int:
-    """Width E of the decoder's token embeddings, which visual tokens stand in for; OPT-350M's is not its hidden size."""
+    """Width E of the decoder's token embeddings, which visual tokens stand in for; OPT-350M's is not its hidden
+    size."""
     return getattr(config.text_config, "word_embed_proj_dim", None) or config.text_config.hidden_size
 
 
@@ -70,8 +71,8 @@ class UnitQFormerConnector(nn.Module):
 class UnitMLPConnector(nn.Module):
     """Pixel-unshuffle and a two-layer MLP [ours]: u x u neighbouring patch tokens become one visual token, row by row.
 
-    Grids that are not multiples of u are padded with zeros at the bottom and right. The encoder's prefix tokens are not
-    passed on.
+    Grids that are not multiples of u are padded with zeros at the bottom and right. The encoder's prefix tokens are
+    not passed on.
     """
 
     def __init__(self, config: UnitConfig):
@@ -88,7 +89,8 @@ class UnitMLPConnector(nn.Module):
     def forward(
         self, prefix: torch.Tensor, patches: torch.Tensor, rows: int, cols: int, patch_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(B, S, D), (B, N, D), mask (B, N) or None -> (B, K, E), (B, K)`, True where a token belongs to its image."""
+        """`(B, S, D), (B, N, D), mask (B, N) or None -> (B, K, E), (B, K)`, True where a token belongs to its
+        image."""
         batch, _, width = patches.shape
         unshuffle = self.unshuffle
         if patch_mask is None:

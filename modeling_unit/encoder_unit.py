@@ -23,8 +23,8 @@ from .hub_unit import ENCODER_AUTO_MAP, write_code
 def sincos_positions(side: int, width: int) -> torch.Tensor:
     """Two-dimensional sine-cosine table, `(1, side * side, width)`: the start of the learned positions [ours].
 
-    The first half of the width encodes the row, the second the column, so a grid larger than those seen in training still
-    gets distinct positions.
+    The first half of the width encodes the row, the second the column, so a grid larger than those seen in training
+    still gets distinct positions.
     """
     quarter = max(1, width // 4)
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(quarter) / quarter)
@@ -60,9 +60,9 @@ class UnitPatchEmbeddings(nn.Module):
     def positions(self, rows: int, cols: int) -> torch.Tensor:
         """Positions of a grid at evaluation, `(rows * cols, D)` [code].
 
-        The table itself when the grid has its size. Otherwise, if the nominal input size is not the size that the table
-        covers, the table is resized to the longer side squared and its top-left corner taken; if it is, the corner is
-        taken as it is and resized only where the grid outgrows the table.
+        The table itself when the grid has its size. Otherwise, if the nominal input size is not the size that the
+        table covers, the table is resized to the longer side squared and its top-left corner taken; if it is, the
+        corner is taken as it is and resized only where the grid outgrows the table.
         """
         side, width = self.config.position_side, self.config.hidden_size
         table = self.position_embedding
@@ -85,7 +85,8 @@ class UnitPatchEmbeddings(nn.Module):
         return resized.to(grid.dtype)
 
     def cropped_positions(self, shapes: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
-        """Positions in training, `(B, rows * cols, D)`: a random crop of the table stretched over each image's grid [code].
+        """Positions in training, `(B, rows * cols, D)`: a random crop of the table stretched over each image's grid
+        [code].
 
         `shapes` `(B, 2)`: each image's own rows and columns inside the padded grid. The crop's side share is drawn from
         `cpe_min_scale` to 1 and its aspect from `cpe_aspect`, no side longer than the table. Random numbers come from
@@ -112,7 +113,8 @@ class UnitPatchEmbeddings(nn.Module):
         return sampled.permute(0, 2, 3, 1).reshape(batch, rows * cols, width).to(self.position_embedding.dtype)
 
     def forward(self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None) -> torch.Tensor:
-        """`(B, C, H, W) -> (B, S + N, D)`. `spatial_shapes` `(B, 2)`: rows and columns of each image in a padded batch."""
+        """`(B, C, H, W) -> (B, S + N, D)`. `spatial_shapes` `(B, 2)`: rows and columns of each image in a padded
+        batch."""
         config = self.config
         batch, _, height, width = pixel_values.shape
         rows, cols = height // config.patch_size, width // config.patch_size
@@ -237,8 +239,8 @@ class UnitPreTrainedModel(PreTrainedModel):
     hub_auto_map = ENCODER_AUTO_MAP
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
-        """As in transformers, and the code beside the weights: the folder loads with `trust_remote_code=True` where this
-        package is not installed.
+        """As in transformers, and the code beside the weights: the folder loads with `trust_remote_code=True` where
+        this package is not installed.
         """
         self.config.auto_map = dict(self.hub_auto_map)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
@@ -247,7 +249,8 @@ class UnitPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Linear: truncated normal 0.02, bias 0. LayerNorm: 1 and 0. Positions: sine-cosine. Prefix tokens: normal 0.02."""
+        """Linear: truncated normal 0.02, bias 0. LayerNorm: 1 and 0. Positions: sine-cosine. Prefix tokens: normal
+        0.02."""
         std = getattr(self.config, "initializer_range", 0.02)
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, mean=0.0, std=std)
@@ -281,7 +284,9 @@ class UnitVisionModel(UnitPreTrainedModel):
     config_class = UnitVisionConfig
     # so that `UnitVisionModel.from_pretrained` also finds the encoder inside a full checkpoint
     base_model_prefix = "vision_model"
-    _keys_to_ignore_on_load_unexpected = [r"^(connector|language_model|vision_decoder|visual_projection|character_head)\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(connector|language_model|vision_decoder|visual_projection|character_head)\."
+    ]
 
     def __init__(self, config: UnitVisionConfig):
         super().__init__(config)
@@ -301,22 +306,24 @@ class UnitVisionModel(UnitPreTrainedModel):
         config = self.config
         if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4:
             shape = tuple(pixel_values.shape) if hasattr(pixel_values, "shape") else type(pixel_values).__name__
-            raise ValueError(f"pixel_values must be a tensor (batch, {config.num_channels}, height, width), got {shape}.")
+            raise ValueError(
+                f"pixel_values must be a tensor (batch, {config.num_channels}, height, width), got {shape}."
+            )
         channels, height, width = pixel_values.shape[1:]
         if channels != config.num_channels:
             raise ValueError(f"pixel_values has {channels} channels, the model takes {config.num_channels}.")
         patch = config.patch_size
         if height % patch or width % patch or not height or not width:
             raise ValueError(
-                f"The image is {height} x {width} pixels; height and width must be multiples of the patch size {patch}. "
-                "Use the model's image processor, or resize or pad the image."
+                f"The image is {height} x {width} pixels; height and width must be multiples of the patch size "
+                f"{patch}. Use the model's image processor, or resize or pad the image."
             )
         if spatial_shapes is not None:
             rows, cols = height // patch, width // patch
             if spatial_shapes.shape != (pixel_values.shape[0], 2):
                 raise ValueError(
-                    f"spatial_shapes must be (batch, 2), rows and columns in patches; got {tuple(spatial_shapes.shape)} "
-                    f"for a batch of {pixel_values.shape[0]}."
+                    f"spatial_shapes must be (batch, 2), rows and columns in patches; got "
+                    f"{tuple(spatial_shapes.shape)} for a batch of {pixel_values.shape[0]}."
                 )
             limit = torch.tensor([rows, cols], device=spatial_shapes.device)
             if bool((spatial_shapes > limit).any() or (spatial_shapes < 1).any()):
@@ -333,14 +340,14 @@ class UnitVisionModel(UnitPreTrainedModel):
     ) -> BaseModelOutputWithPooling | tuple:
         """
         Args:
-            pixel_values: `(B, 3, H, W)`, normalised as the image processor does (or in [0, 1] with `normalize_pixels`).
-                Cast to the model's dtype here. H and W are multiples of the patch size.
-            spatial_shapes: `(B, 2)`, rows and columns in patches of each image, for a batch padded at the bottom and right
-                to one size; the padding is masked out, and its tokens in the output are zero.
-            output_hidden_states: anything but `None` and `False` (transformers' LLaVA passes a layer's number or a list)
-                returns the input of the first block and the output of every block, before the final norm.
-            output_attentions: returns the attention weights `(B, heads, S + N, S + N)` of every block, registers included;
-                the attention is then computed by the eager implementation.
+            pixel_values: `(B, 3, H, W)`, normalised as the image processor does (or in [0, 1] with
+                `normalize_pixels`). Cast to the model's dtype here. H and W are multiples of the patch size.
+            spatial_shapes: `(B, 2)`, rows and columns in patches of each image, for a batch padded at the bottom and
+                right to one size; the padding is masked out, and its tokens in the output are zero.
+            output_hidden_states: anything but `None` and `False` (transformers' LLaVA passes a layer's number or a
+                list) returns the input of the first block and the output of every block, before the final norm.
+            output_attentions: returns the attention weights `(B, heads, S + N, S + N)` of every block, registers
+                included; the attention is then computed by the eager implementation.
 
         Returns:
             `last_hidden_state` `(B, 1 + N, D)`: class token, then patch tokens row by row, after the final norm;

@@ -7,7 +7,6 @@
 import shutil
 from pathlib import Path
 
-
 # Auto class -> file and class, for a full repository, for an encoder alone, for processors
 FULL_AUTO_MAP = {
     "AutoConfig": "configuration_unit.UnitConfig",

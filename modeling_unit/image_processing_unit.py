@@ -13,7 +13,6 @@ from transformers.image_processing_utils import BaseImageProcessor
 from .configuration_unit import CLIP_MEAN, CLIP_STD
 from .hub_unit import IMAGE_PROCESSOR_AUTO_MAP, write_code
 
-
 KINDS = ("natural", "document")
 
 
@@ -74,15 +73,17 @@ def _array_to_pil(array: np.ndarray) -> Image.Image:
 class UnitImageProcessor(BaseImageProcessor):
     """Resizes, pads and normalises images of any size for UNIT.
 
-    Two kinds of image, two base scales [paper]: natural pictures at x1, documents at x4. "x4" is ambiguous in the paper (side
+    Two kinds of image, two base scales [paper]: natural pictures at x1, documents at x4. "x4" is ambiguous in the
+    paper (side
     or area): `scale_as` decides.
 
-    * natural: resized, aspect kept, to the area of the scale (x1: `base_size` squared), sides rounded to whole patches.
+    * natural: resized, aspect kept, to the area of the scale (x1: `base_size` squared), sides rounded to whole
+    patches.
     * document: never enlarged; shrunk only if larger than the area of the scale or wider or higher than `max_side`;
       padded at the bottom and right to whole patches with the colour of its border.
 
-    Images of a batch may differ in size: smaller ones are padded with zeros (after normalisation) and `spatial_shapes` says
-    what belongs to each.
+    Images of a batch may differ in size: smaller ones are padded with zeros (after normalisation) and `spatial_shapes`
+    says what belongs to each.
 
     Args:
         patch_size: side of a patch in pixels.
@@ -117,7 +118,9 @@ class UnitImageProcessor(BaseImageProcessor):
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
         for name, values in {"image_mean": image_mean, "image_std": image_std}.items():
             if len(values) != 3 or (name == "image_std" and min(values) <= 0):
-                raise ValueError(f"{name} needs one value for each of the 3 channels (a deviation above 0), got {values}.")
+                raise ValueError(
+                    f"{name} needs one value for each of the 3 channels (a deviation above 0), got {values}."
+                )
         if base_size < patch_size or max_side < patch_size:
             raise ValueError(
                 f"base_size ({base_size}) and max_side ({max_side}) must be at least patch_size ({patch_size})."
@@ -255,7 +258,9 @@ def pad_batch(pixels: list[np.ndarray], patch_size: int) -> dict[str, np.ndarray
     height = max(array.shape[1] for array in pixels)
     width = max(array.shape[2] for array in pixels)
     batch = np.zeros((len(pixels), pixels[0].shape[0], height, width), dtype=np.float32)
-    for row, array in zip(batch, pixels):
+    for row, array in zip(batch, pixels, strict=True):
         row[:, : array.shape[1], : array.shape[2]] = array
-    shapes = np.array([[array.shape[1] // patch_size, array.shape[2] // patch_size] for array in pixels], dtype=np.int64)
+    shapes = np.array(
+        [[array.shape[1] // patch_size, array.shape[2] // patch_size] for array in pixels], dtype=np.int64
+    )
     return {"pixel_values": batch, "spatial_shapes": shapes}

@@ -1,7 +1,7 @@
 """UNIT's task models: encoder, connector, language decoder, vision decoder, and the joint losses.
 
-Shapes: B images, N patch tokens, D the encoder's width, T text positions, V vocabulary, K visual tokens, S prefix tokens of
-the encoder's output (1 for UNIT and CLIP).
+Shapes: B images, N patch tokens, D the encoder's width, T text positions, V vocabulary, K visual tokens, S prefix
+tokens of the encoder's output (1 for UNIT and CLIP).
 """
 
 from dataclasses import dataclass
@@ -80,7 +80,8 @@ class UnitForPreTrainingOutput(UnitCausalLMOutput):
 
 
 class UnitVisionDecoder(UnitPreTrainedModel):
-    """The vision decoder `f_pi` [paper]: a two-layer MLP with GELU from the encoder's tokens to the teacher's features."""
+    """The vision decoder `f_pi` [paper]: a two-layer MLP with GELU from the encoder's tokens to the teacher's
+    features."""
 
     config_class = UnitVisionDecoderConfig
     base_model_prefix = "vision_decoder"
@@ -102,8 +103,8 @@ class UnitVisionDecoder(UnitPreTrainedModel):
 def vision_reconstruction_loss(
     predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None, l1_weight: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`L_vis = L_cos + mu * L_1` averaged over the tokens in `mask` [paper: the sum over C; the mean is ours, so that the
-    weight does not depend on the size of C].
+    """`L_vis = L_cos + mu * L_1` averaged over the tokens in `mask` [paper: the sum over C; the mean is ours, so that
+    the weight does not depend on the size of C].
 
     Args:
         predicted, target: `(B, M, D)`; the target carries no gradient.
@@ -115,8 +116,8 @@ def vision_reconstruction_loss(
     """
     if predicted.shape != target.shape:
         raise ValueError(
-            f"The vision decoder gives {tuple(predicted.shape)} and the teacher {tuple(target.shape)}: the teacher's width "
-            "and grid must match."
+            f"The vision decoder gives {tuple(predicted.shape)} and the teacher {tuple(target.shape)}: the teacher's "
+            "width and grid must match."
         )
     predicted, target = predicted.float(), target.detach().float()
     cosine = 1.0 - F.cosine_similarity(predicted, target, dim=-1)  # (B, M)
@@ -143,7 +144,9 @@ def language_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int 
         raise ValueError(f"labels must be {tuple(logits.shape[:2])} as the logits, got {tuple(labels.shape)}.")
     targets = labels[:, 1:]
     if not bool((targets != ignore_index).any()):
-        raise ValueError("All labels are masked: there is nothing to learn from in this batch. Check the label column.")
+        raise ValueError(
+            "All labels are masked: there is nothing to learn from in this batch. Check the label column."
+        )
     return F.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), targets.flatten().to(logits.device), ignore_index=ignore_index
     )
@@ -169,7 +172,8 @@ class UnitComposedModel(UnitPreTrainedModel):
         return AutoModel.from_config(config.vision_config)
 
     def encode(self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None = None):
-        """Run the encoder: prefix tokens `(B, S, D)`, patch tokens `(B, N, D)`, patch mask `(B, N)` or `None`, the grid.
+        """Run the encoder: prefix tokens `(B, S, D)`, patch tokens `(B, N, D)`, patch mask `(B, N)` or `None`, the
+        grid.
 
         Encoders of transformers take no mask: a padded batch is then run one size at a time and put together again.
         """
@@ -221,7 +225,9 @@ class UnitComposedModel(UnitPreTrainedModel):
 class UnitModel(UnitComposedModel):
     """The encoder of a full UNIT repository, with the encoder's own outputs: what `AutoModel` loads there."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(connector|language_model|vision_decoder|visual_projection|character_head)\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(connector|language_model|vision_decoder|visual_projection|character_head)\."
+    ]
 
     def __init__(self, config: UnitConfig):
         super().__init__(config)
@@ -239,7 +245,8 @@ class UnitModel(UnitComposedModel):
 class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
     """Encoder, connector and language decoder: reads and captions with `generate`.
 
-    `input_ids` hold as many image placeholders (`config.image_token_id`) as the image has visual tokens, then the prompt
+    `input_ids` hold as many image placeholders (`config.image_token_id`) as the image has visual tokens, then the
+    prompt
     of the task: [`UnitProcessor`] makes them.
     """
 
@@ -296,8 +303,8 @@ class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
         wanted, given = int(placeholder.sum()), int(features.visual_mask.sum())
         if wanted != given:
             raise ValueError(
-                f"input_ids hold {wanted} image placeholders but the images have {given} visual tokens. Make both with "
-                "UnitProcessor, from the same configuration."
+                f"input_ids hold {wanted} image placeholders but the images have {given} visual tokens. Make both "
+                "with UnitProcessor, from the same configuration."
             )
         visual = features.visual_tokens[features.visual_mask].to(embeds.dtype)
         return embeds.masked_scatter(placeholder.unsqueeze(-1), visual)
@@ -390,7 +397,8 @@ class UnitForPreTraining(UnitForConditionalGeneration):
     def reconstruct(self, features: UnitImageFeatures, grid: tuple[int, int] | None = None) -> torch.Tensor:
         """The teacher's features as the vision decoder sees them, `(B, S + M, teacher's width)`.
 
-        `grid`: the teacher's rows and columns; a finer grid of the student is area-pooled to it [ours: a teacher trained at
+        `grid`: the teacher's rows and columns; a finer grid of the student is area-pooled to it [ours: a teacher
+            trained at
         x1 is unreliable at x4, so its target for a x4 image is what it sees at x1].
         """
         patches = features.patches
@@ -434,7 +442,8 @@ class UnitForPreTraining(UnitForConditionalGeneration):
         As [`UnitForConditionalGeneration.forward`]; without `input_ids` the language decoder is not run. And:
 
         Args:
-            teacher_features: `(B, S + M, D')`, the frozen teacher's output for the same images. Without it, no `L_vis`.
+            teacher_features: `(B, S + M, D')`, the frozen teacher's output for the same images. Without it, no
+                `L_vis`.
             teacher_grid: `(rows, cols)` with rows * cols = M, when the teacher saw the images at another scale.
             teacher_token_mask: `(B, S + M)`, True for the random subset C of tokens [paper]; all by default.
             vision_weight: lambda. vision_l1_weight: mu. The paper states neither.
@@ -462,7 +471,8 @@ class UnitForPreTraining(UnitForConditionalGeneration):
             values |= {"vision_loss": loss, "vision_cosine": cosine, "vision_l1": l1}
             language = values.get("loss")
             values["loss"] = vision_weight * loss if language is None else language + vision_weight * loss
-        # made in one go: in older versions of transformers a field set later is no key of the output, and accelerate, which
+        # made in one go: in older versions of transformers a field set later is no key of the output, and accelerate,
+        # which
         # rebuilds outputs from their keys under mixed precision, would lose it
         result = UnitForPreTrainingOutput(**values)
         return_dict = self.config.return_dict if return_dict is None else return_dict

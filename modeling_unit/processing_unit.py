@@ -6,7 +6,6 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .hub_unit import IMAGE_PROCESSOR_AUTO_MAP, PROCESSOR_AUTO_MAP, write_code
 
-
 # Which kind of image a task reads, unless said otherwise
 TASK_KINDS = {"ocr": "document", "markdown": "document", "caption": "natural"}
 DEFAULT_PROMPTS = {"ocr": "Read the text:", "caption": "Describe the picture:", "markdown": "Write as Markdown:"}
@@ -18,8 +17,8 @@ class UnitProcessor(ProcessorMixin):
     Args:
         image_processor: [`UnitImageProcessor`].
         tokenizer: the language decoder's tokenizer; `image_token` is added to it when it is missing.
-        task_prompts: text behind the visual tokens for each task, saved with the model, so that a model is asked as it was
-            trained.
+        task_prompts: text behind the visual tokens for each task, saved with the model, so that a model is asked as it
+            was trained.
         image_token: placeholder, one for each visual token.
         unshuffle: patches on a side of one visual token (MLP connector).
         num_queries: visual tokens of a Q-Former connector, whatever the image's size; `None` for the MLP connector.
@@ -120,7 +119,8 @@ class UnitProcessor(ProcessorMixin):
                 raise ValueError(f"{len(images)} images but {len(texts)} texts: give one text, or one for each image.")
             kind = kind or self._kind_of_prompt(texts[0])
             prompts = [
-                self.tokenizer(each.replace(self.image_token, ""), add_special_tokens=False)["input_ids"] for each in texts
+                self.tokenizer(each.replace(self.image_token, ""), add_special_tokens=False)["input_ids"]
+                for each in texts
             ]
         else:
             prompts = [self.prompt_ids(task)] * len(images)
@@ -128,7 +128,7 @@ class UnitProcessor(ProcessorMixin):
         pixels = self.image_processor(images, kind=kind, scale=scale, return_tensors=None)
         rows = [
             [self.image_token_id] * self.num_visual_tokens(int(shape[0]), int(shape[1])) + list(prompt)
-            for shape, prompt in zip(pixels["spatial_shapes"], prompts)
+            for shape, prompt in zip(pixels["spatial_shapes"], prompts, strict=True)
         ]
         longest = max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id or 0

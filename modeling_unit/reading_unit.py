@@ -403,7 +403,8 @@ class Reader:
         return results
 
     def _trimming(self, at_limit: bool) -> dict[str, int]:
-        """Settings of `trim_repetition`. A text that filled all the room there was is suspect: a third of a loop will do."""
+        """Settings of `trim_repetition`. A text that filled all the room there was is suspect: a shorter loop will
+        do."""
         settings = {key: value for key, value in self.repetition.items() if key != "every"}
         return settings or ({"min_repeats": 3, "min_length": 32, "leader_length": 56} if at_limit else {})
 

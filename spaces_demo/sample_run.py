@@ -6,7 +6,7 @@ Needs nothing but the package: no network, no GPU. Prints what was read, the con
 against the page's true text.
 """
 
-from __future__ import annotations
+from __future__ import itertools
 
 import argparse
 import os
@@ -14,10 +14,10 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 SAMPLES = Path(__file__).parent / "samples"
 # What the sample pictures show, and as many things that they do not.
@@ -42,6 +42,7 @@ BAR, CHOSEN = "#b9c4d6", "#2f6fde"
 SCALE = ((0.5, (200, 55, 45)), (0.8, (222, 150, 20)), (1.0, (25, 140, 75)))
 PAGE_WIDTH = 760  # px of either half of an annotated page
 MARGIN, TITLE = 24, 64
+X_HEIGHT = 0.52  # of the font that comes with Pillow, as a share of its size
 
 
 def word_f1(read: str, truth: str) -> float:
@@ -125,54 +126,89 @@ def run(reader, name: str, out: Path, samples: Path = SAMPLES) -> list[Path]:
 
 
 def draw_page(image: Image.Image, page, title: str, facts: str) -> Image.Image:
-    """The page with its blocks framed, coloured by confidence; beside it what was read, each line where it was found."""
+    """The page with its blocks framed, coloured by confidence; beside it what was read, set where it was found."""
     scale = PAGE_WIDTH / image.width
     height = round(image.height * scale)
-    sheet, draw = _sheet(2 * PAGE_WIDTH + 3 * MARGIN, height + TITLE + MARGIN, title, facts)
-    _draw_scale(draw, sheet.width - MARGIN - 210, 22)
-    left, right = MARGIN, PAGE_WIDTH + 2 * MARGIN
-    sheet.paste(image.resize((PAGE_WIDTH, height), Image.Resampling.LANCZOS), (left, TITLE))
-    # light fills go on a layer of their own, so that the print stays black
-    tint = Image.new("RGB", sheet.size, "white")
-    tinting = ImageDraw.Draw(tint)
+    sheet = _sheet(2 * PAGE_WIDTH + 3 * MARGIN, height + TITLE + MARGIN, title, facts)
+    _draw_scale(ImageDraw.Draw(sheet), sheet.width - MARGIN - 210, 22)
+    original = image.resize((PAGE_WIDTH, height), Image.Resampling.LANCZOS)
+    tint = Image.new("RGB", original.size, "white")  # a layer of its own, so that the print stays black
     for block in page.blocks:
-        colour = confidence_colour(block.confidence)
-        tinting.rectangle(_moved(block.box, scale, left, 4), fill=tuple(round(255 - (255 - v) * 0.1) for v in colour))
-    sheet.paste(_multiply(sheet, tint))
+        light = tuple(round(255 - (255 - value) * 0.1) for value in confidence_colour(block.confidence))
+        ImageDraw.Draw(tint).rectangle(_scaled(block.box, scale, 4), fill=light)
+    original = ImageChops.multiply(original, tint)
+    draw = ImageDraw.Draw(original)
+    for block in page.blocks:
+        draw.rectangle(_scaled(block.box, scale, 4), outline=confidence_colour(block.confidence), width=2)
     draw = ImageDraw.Draw(sheet)
-    for x in (left, right):
+    for x, half in ((MARGIN, original), (PAGE_WIDTH + 2 * MARGIN, _set_page(page, scale, (PAGE_WIDTH, height)))):
+        sheet.paste(half, (x, TITLE))
         draw.rectangle((x - 1, TITLE - 1, x + PAGE_WIDTH, TITLE + height), outline=LINE)
-    for block in page.blocks:
-        colour = confidence_colour(block.confidence)
-        draw.rectangle(_moved(block.box, scale, left, 4), outline=colour, width=2)
-        x0, y0, _, y1 = _moved(block.box, scale, right)
-        draw.rectangle((x0 - 9, y0, x0 - 7, y1), fill=colour)
-        for text, box in place_lines(block):
-            _fit_text(draw, text, _moved(box, scale, right), block.x_height * scale)
-    if not page.blocks:
-        draw.text((right + 30, TITLE + 30), "nothing was found to read", fill=GREY, font=_font(18))
     return sheet
 
 
-def place_lines(block) -> list[tuple[str, tuple[float, float, float, float]]]:
-    """Each line of a block's text with the box to set it in.
+def _set_page(page, scale: float, size: tuple[int, int]) -> Image.Image:
+    """What was read, on a page of its own. Set at three times the size: small type is spaced badly otherwise."""
+    fine = 3 * scale
+    sheet = Image.new("RGB", (3 * size[0], 3 * size[1]), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for block in page.blocks:
+        x0, y0, _, y1 = _scaled(block.box, fine)
+        draw.rectangle((x0 - 27, y0, x0 - 21, y1), fill=confidence_colour(block.confidence))
+        lines, size_of_type = set_block(block, lambda text, x_height: _font(x_height / X_HEIGHT).getlength(text))
+        for text, box in lines:
+            x, top, _, bottom = _scaled(box, fine)
+            font = _font(size_of_type * fine / X_HEIGHT)
+            draw.text((x, (top + bottom) / 2), text, fill=INK, font=font, anchor="lm")
+    if not page.blocks:
+        draw.text((90, 90), "nothing was found to read", fill=GREY, font=_font(54))
+    return sheet.resize(size, Image.Resampling.LANCZOS)
 
-    Lines and boxes are paired when there are as many of one as of the other; boxes side by side (cells, parts of a
-    long line) are taken together first. Otherwise the block's height is shared out evenly.
+
+def set_block(block, width: Callable[[str, float], float]) -> tuple[list[tuple[str, tuple]], float]:
+    """Lines of a block with the boxes to set them in, in pixels of the page; and the x-height to set them at.
+
+    Where as many lines were read as there are on the page, each goes where it was found. Otherwise the words flow
+    through the lines of the page. Type is as large as the print was, smaller where it would not fit.
+
+    Args:
+        block: [`modeling_unit.reading_unit.Block`].
+        width: of a text at an x-height, in pixels.
     """
-    texts = block.text.split("\n")
-    rows: list[list[float]] = []
-    for x0, y0, x1, y1 in block.lines:
+    rows: list[tuple] = []
+    for x0, y0, x1, y1 in block.lines or [block.box]:
         last = rows[-1] if rows else None
-        if last and y0 < (last[1] + last[3]) / 2 and y1 > (last[1] + last[3]) / 2:
-            rows[-1] = [min(x0, last[0]), min(y0, last[1]), max(x1, last[2]), max(y1, last[3])]
+        if last and y0 < (last[1] + last[3]) / 2 < y1:  # side by side: cells, parts of a long line
+            rows[-1] = (min(x0, last[0]), min(y0, last[1]), max(x1, last[2]), max(y1, last[3]))
         else:
-            rows.append([x0, y0, x1, y1])
-    if len(rows) != len(texts):
-        x0, y0, x1, y1 = block.box
-        step = (y1 - y0) / len(texts)
-        rows = [[x0, y0 + i * step, x1, y0 + (i + 1) * step] for i in range(len(texts))]
-    return [(text, tuple(row)) for text, row in zip(texts, rows, strict=True)]
+            rows.append((x0, y0, x1, y1))
+    texts = block.text.split("\n")
+    most = block.x_height or 0.4 * (rows[0][3] - rows[0][1])
+    size = most
+    while size > 0.4 * most:
+        if len(texts) == len(rows):
+            # some faces are narrower than ours: a line may stand a little over its end
+            if all(width(text, size) <= 1.04 * (row[2] - row[0]) for text, row in zip(texts, rows, strict=True)):
+                break
+        elif (flown := _flow(texts, rows, lambda text, size=size: width(text, size))) is not None:
+            return list(zip(flown, rows)), size
+        size *= 0.95
+    else:
+        if len(texts) != len(rows):
+            return [(" ".join(texts), rows[0])], size
+    return list(zip(texts, rows, strict=True)), size
+
+
+def _flow(texts: Sequence[str], rows: Sequence[tuple], width: Callable[[str], float]) -> list[str] | None:
+    """The words of `texts`, as many in each row as fit; `None` when some are left over."""
+    words = [word for text in texts for word in text.split()]
+    lines = []
+    for x0, _, x1, _ in rows:
+        line = ""
+        while words and width(f"{line} {words[0]}".strip()) <= x1 - x0:
+            line = f"{line} {words.pop(0)}".strip()
+        lines.append(line)
+    return None if words else lines
 
 
 def draw_picture(
@@ -180,7 +216,8 @@ def draw_picture(
 ) -> Image.Image:
     """The picture, its caption, and the labels by likelihood."""
     side, column = 420, 460
-    sheet, draw = _sheet(side + column + 3 * MARGIN, side + TITLE + MARGIN, title, facts)
+    sheet = _sheet(side + column + 3 * MARGIN, side + TITLE + MARGIN, title, facts)
+    draw = ImageDraw.Draw(sheet)
     shown = image.copy()
     shown.thumbnail((side, side), Image.Resampling.LANCZOS)
     sheet.paste(shown, (MARGIN + (side - shown.width) // 2, TITLE + (side - shown.height) // 2))
@@ -208,19 +245,19 @@ def draw_picture(
 def confidence_colour(confidence: float) -> tuple[int, int, int]:
     """Red at 0.5 and below, amber at 0.8, green at 1."""
     confidence = min(max(confidence, SCALE[0][0]), SCALE[-1][0])
-    for (low, one), (high, other) in zip(SCALE, SCALE[1:]):
+    for (low, one), (high, other) in itertools.pairwise(SCALE):
         if confidence <= high:
             share = (confidence - low) / (high - low)
             return tuple(round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
     return SCALE[-1][1]
 
 
-def _sheet(width: int, height: int, title: str, facts: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def _sheet(width: int, height: int, title: str, facts: str) -> Image.Image:
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, 10), title, fill=INK, font=_font(20))
     draw.text((MARGIN, 36), facts, fill=GREY, font=_font(14))
-    return sheet, draw
+    return sheet
 
 
 def _draw_scale(draw: ImageDraw.ImageDraw, x: int, y: int, width: int = 210) -> None:
@@ -233,20 +270,9 @@ def _draw_scale(draw: ImageDraw.ImageDraw, x: int, y: int, width: int = 210) -> 
     draw.text((x + width / 2, y + 11), "confidence", fill=GREY, font=_font(12), anchor="ma")
 
 
-def _moved(box: Sequence[float], scale: float, x: int, margin: int = 0) -> tuple[float, float, float, float]:
-    """A box of the page, in pixels of the sheet."""
+def _scaled(box: Sequence[float], scale: float, margin: int = 0) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = (value * scale for value in box)
-    return x + x0 - margin, TITLE + y0 - margin, x + x1 + margin, TITLE + y1 + margin
-
-
-def _fit_text(draw: ImageDraw.ImageDraw, text: str, box: Sequence[float], x_height: float) -> None:
-    """Set a line in its box: as large as the print was, smaller where it would run out of the box."""
-    x0, y0, x1, y1 = box
-    size = x_height / 0.52 if x_height else 0.8 * (y1 - y0)  # x-height of the font below: 0.52 of its size
-    width = _font(size).getlength(text)
-    if width > x1 - x0 > 0:
-        size *= max(0.5, (x1 - x0) / width)
-    draw.text((x0, (y0 + y1) / 2), text, fill=INK, font=_font(size), anchor="lm")
+    return x0 - margin, y0 - margin, x1 + margin, y1 + margin
 
 
 def _font(size: float) -> ImageFont.FreeTypeFont:
@@ -254,16 +280,12 @@ def _font(size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size=max(4.0, size))
 
 
-def _multiply(one: Image.Image, other: Image.Image) -> Image.Image:
-    from PIL import ImageChops
-
-    return ImageChops.multiply(one, other)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m spaces_demo.sample_run", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a folder or Hub id (default: the shipped checkpoint)")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder to write to (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo_output"), help="folder to write to (default: %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     try:
         reader, name = load(arguments.model)

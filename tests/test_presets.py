@@ -5,7 +5,7 @@ from configuration_unit import PRESETS, preset
 from modeling_unit import UnitVisionModel
 
 
-@pytest.mark.parametrize("name, blocks", [("unit-600m", 32), ("unit-1b", 50)])
+@pytest.mark.parametrize(("name", "blocks"), [("unit-600m", 32), ("unit-1b", 50)])
 def test_released_sizes_have_the_parameters_of_their_shape(name, blocks):
     with torch.device("meta"):
         model = UnitVisionModel(preset(name))

@@ -16,14 +16,15 @@ class UnitTrainingArguments(TrainingArguments):
         vision_weight: lambda, weight of `L_vis`. Not stated; 1 [ours].
         vision_l1_weight: mu, weight of L1 beside the cosine. Not stated; 1 [ours].
         token_sampling_ratio: |C| / N, share of tokens that `L_vis` looks at. Not stated; 0.5 [ours].
-        language_weight: weight of `L_lan`, 1 [paper]. 0 leaves the language decoder out of the step: a start of its own for an
-            encoder from scratch, which sees characters before anything can read them [ours].
+        language_weight: weight of `L_lan`, 1 [paper]. 0 leaves the language decoder out of the step: a start of its
+            own for an encoder from scratch, which sees characters before anything can read them [ours].
         group_weights: weight of each group's `L_lan`, 1 where not given [ours].
         character_weight: weight of the auxiliary character loss, 0 in the paper's recipes [ours].
         alignment_weight: weight of the auxiliary alignment loss, 0 in the paper's recipes [ours].
         optimizer: `"adamw"` [paper] or `"muon"` (matrices by Muon, the rest by AdamW) [ours].
         muon_learning_rate: for Muon's matrices, as large an update as AdamW's of the same rate [ours].
-        part_rates: multiplier of the learning rate by part: encoder, connector, language_decoder, vision_decoder, heads.
+        part_rates: multiplier of the learning rate by part: encoder, connector, language_decoder, vision_decoder,
+            heads.
         freeze: parts that do not train.
     """
 

@@ -1,8 +1,9 @@
 """Rows of the data schema to model inputs.
 
-One micro-batch holds groups, each of one kind of image at one scale: `{"document_x4": {...}, "natural_x1": {...}}`. Within a
-group all images share one grid, so that no attention mask is needed: documents are padded with their paper, which teaches
-margins too.
+One micro-batch holds groups, each of one kind of image at one scale: `{"document_x4": {...}, "natural_x1": {...}}`.
+Within a
+group all images share one grid, so that no attention mask is needed: documents are padded with their paper, which
+teaches margins too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from modeling_unit.image_processing_unit import UnitImageProcessor
 from modeling_unit.processing_unit import UnitProcessor
 
 from .data.augment import augment_document, composite_picture
-
 
 # Characters that the auxiliary head names: printable ASCII; 0 is "no character", the last class any other character
 CHARACTERS = "".join(chr(code) for code in range(33, 127))
@@ -40,7 +40,8 @@ def character_targets(
         rows, cols, patch: the grid. slots: characters named in each patch.
 
     Returns:
-        classes `(rows * cols, slots)`: class ids of the characters whose centres lie in each patch, in text order, 0 where
+        classes `(rows * cols, slots)`: class ids of the characters whose centres lie in each patch, in text order, 0
+            where
         there is none (a patch with more characters than slots keeps the first ones);
         places `(len(text),)`: index of the patch of each character, -1 for white space.
     """
@@ -74,9 +75,10 @@ class GroupCollator:
     """Collates one group.
 
     Keys in: rows of the schema (`image` as bytes, `text`, `task`, `kind`, `char_boxes`).
-    Keys out: `pixel_values` (B, 3, H, W), `input_ids`, `labels`, `attention_mask` (B, T) padded on the right; documents with
-    boxes also `character_classes` (B, N, slots) and `token_places` (B, T), the visual token each label should look at, -1
-    for none; natural pictures at x4 also `teacher_pixel_values` (B, 3, h, w), the same pictures at x1.
+    Keys out: `pixel_values` (B, 3, H, W), `input_ids`, `labels`, `attention_mask` (B, T) padded on the right;
+    documents with boxes also `character_classes` (B, N, slots) and `token_places` (B, T), the visual token each label
+    should look at, -1 for none; natural pictures at x4 also `teacher_pixel_values` (B, 3, h, w), the same pictures at
+    x1.
 
     Worked example: a chunk "Hi" on a 1 x 2 grid, one visual token a patch, prompt `<ocr>` gives
     input_ids `[img, img, <ocr>, H, i, <eos>]`, labels `[-100, -100, -100, H, i, <eos>]`.
@@ -102,14 +104,15 @@ class GroupCollator:
         rng: np.random.Generator | None,
         shape: tuple[int, int, int] = (0, 0, 0),
     ) -> dict[str, torch.Tensor]:
-        """`rng` changes the images, `None` leaves them. `shape`: rows, columns and text tokens to pad to, 0 for as needed."""
+        """`rng` changes the images, `None` leaves them. `shape`: rows, columns and text tokens to pad to, 0 for as
+        needed."""
         if self.kind == "natural":
             return self._natural(rows, rng)
         return self._documents(rows, rng, shape)
 
     def _natural(self, rows, rng):
         processor = self.image_processor
-        side = int(round(processor.area(self.scale) ** 0.5))
+        side = round(processor.area(self.scale) ** 0.5)
         batch: dict[str, list] = {"pixels": [], "small": []}
         for row in rows:
             picture = composite_picture(_open(row), rng, side)
@@ -144,7 +147,7 @@ class GroupCollator:
         grid_rows = shape[0] or max(-(-image.height // patch) for image in images)
         grid_cols = shape[1] or max(-(-image.width // patch) for image in images)
         pixels, classes, texts = [], [], []
-        for row, image, box in zip(rows, images, boxes):
+        for row, image, box in zip(rows, images, boxes, strict=True):
             array = np.asarray(image)
             paper = int(np.median(np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]])))
             spare_y, spare_x = grid_rows * patch - image.height, grid_cols * patch - image.width
@@ -176,9 +179,7 @@ class GroupCollator:
         for text, task, places in texts:
             prompt = self.processor.prompt_ids(task)
             # a page may well show the letters "<image>": they are text, not the token
-            encoded = tokenizer(
-                text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-            )
+            encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
             target = encoded["input_ids"] + [tokenizer.eos_token_id]
             looks = np.full(len(target), -1, dtype=np.int64)
             if places is not None and one_to_one:

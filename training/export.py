@@ -18,7 +18,6 @@ from modeling_unit import (
     UnitVisionModel,
 )
 
-
 # Files of a run that travel with its weights
 PROVENANCE = ("recipe.json", "log.jsonl", "curve.png")
 

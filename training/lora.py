@@ -6,14 +6,14 @@ from torch import nn
 
 from .arguments import LoraArguments
 
-
 # Module names inside each part, matched with the part's prefix so that adapters do not leak from one part to another
 TARGETS = {
-    # names of UNIT's own, then of transformers' encoders; SigLIP's pooling head and ViT's pooler are left alone, for nothing
-    # here reads what they give
-    "encoder": r"vision_model\.(?!(.*\.)?(head|pooler)\.).*\.(qkv|proj|fc1|fc2|q_proj|k_proj|v_proj|out_proj|o_proj|gate_proj"
-    r"|up_proj|down_proj|weights_in|weights_out|query|key|value|dense)",
-    "language_decoder": r"language_model\..*\.(q_proj|k_proj|v_proj|o_proj|out_proj|fc1|fc2|gate_proj|up_proj|down_proj)",
+    # names of UNIT's own, then of transformers' encoders; SigLIP's pooling head and ViT's pooler are left alone,
+    # for nothing here reads what they give
+    "encoder": r"vision_model\.(?!(.*\.)?(head|pooler)\.).*\.(qkv|proj|fc1|fc2|q_proj|k_proj|v_proj|out_proj|o_proj"
+    r"|gate_proj|up_proj|down_proj|weights_in|weights_out|query|key|value|dense)",
+    "language_decoder": r"language_model\..*\.(q_proj|k_proj|v_proj|o_proj|out_proj|fc1|fc2|gate_proj|up_proj"
+    r"|down_proj)",
 }
 # Trained in full beside the adapters: they start from nothing
 FULL_PARTS = ["connector", "vision_decoder"]

@@ -42,13 +42,13 @@ def alignment_loss(
         first_layer: layers before it are left alone: they gather what was read so far.
 
     Returns:
-        mean negative log of the attention on the right visual token, over layers and positions; the share of positions whose
-        attention peaks there in the last layer.
+        mean negative log of the attention on the right visual token, over layers and positions; the share of positions
+        whose attention peaks there in the last layer.
     """
     if len(attentions) <= first_layer:
         raise ValueError(
-            f"The alignment loss teaches decoder layers from {first_layer} on: it needs at least {first_layer + 1} layers, "
-            f"got {len(attentions)}. Set alignment_weight to 0 or give the decoder more layers."
+            f"The alignment loss teaches decoder layers from {first_layer} on: it needs at least {first_layer + 1} "
+            f"layers, got {len(attentions)}. Set alignment_weight to 0 or give the decoder more layers."
         )
     wanted = token_places[:, 1:]  # position t predicts label t + 1
     valid = wanted >= 0

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-
 # Part of the model -> pattern of its parameters' names (PEFT puts `base_model.model.` in front)
 PARTS = {
     "encoder": r"(^|\.)vision_model\.",
@@ -52,7 +51,8 @@ def parameter_groups(
     """Trainable parameters by part and decay, with names, each with its own learning rate.
 
     Args:
-        part_rates: multiplier of the learning rate for each part, 1 where not given; 0 would be a frozen part that still
+        part_rates: multiplier of the learning rate for each part, 1 where not given; 0 would be a frozen part that
+            still
             costs memory and is refused: freeze it instead.
         muon_learning_rate: matrices get the key `muon: True` and this rate; `None` for AdamW alone.
 
@@ -63,7 +63,9 @@ def parameter_groups(
     if unknown:
         raise ValueError(f"Unknown parts in part_rates: {sorted(unknown)}. Known: {', '.join(PARTS)}.")
     if any(rate <= 0 for rate in part_rates.values()):
-        raise ValueError(f"part_rates must be positive, got {part_rates}; list a part under `freeze` to keep it still.")
+        raise ValueError(
+            f"part_rates must be positive, got {part_rates}; list a part under `freeze` to keep it still."
+        )
     groups: dict[tuple, dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -86,7 +88,8 @@ def parameter_groups(
 class MuonWithAdamW(torch.optim.Optimizer):
     """`torch.optim.Muon` on the groups marked `muon`, `torch.optim.AdamW` on the others, behind one interface.
 
-    The groups are shared with the inner optimisers, so a learning rate scheduler that writes `group["lr"]` reaches both.
+    The groups are shared with the inner optimisers, so a learning rate scheduler that writes `group["lr"]` reaches
+    both.
     """
 
     def __init__(self, groups: Iterable[dict], momentum: float = 0.95, betas: tuple[float, float] = (0.9, 0.98)):
@@ -121,6 +124,6 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict) -> None:
         if len(state_dict["inner"]) != len(self.inner):
             raise ValueError("The saved optimizer has other parts than this one: the recipe changed between runs.")
-        for optimizer, state in zip(self.inner, state_dict["inner"]):
+        for optimizer, state in zip(self.inner, state_dict["inner"], strict=True):
             optimizer.load_state_dict(state)
         self._share_groups()

@@ -1,7 +1,7 @@
 """Recipes: one YAML file describes a run, from where the weights come to what is saved.
 
-`unit train RECIPE.yaml [key=value ...]` reads it, prints what trains, goes on from the last checkpoint in `output_dir` when
-there is one, and writes the trained model to `output_dir`.
+`unit train RECIPE.yaml [key=value ...]` reads it, prints what trains, goes on from the last checkpoint in `output_dir`
+when there is one, and writes the trained model to `output_dir`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from .lora import add_lora
 from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
 from .tokenizer import TASK_TOKENS, byte_tokenizer
 from .trainer import InterScaleTrainer, IntraScaleTrainer, freeze_parts, trainable_table
-
 
 logger = logging.getLogger(__name__)
 STAGES = ("teacher", "intra_scale", "inter_scale")
@@ -225,7 +224,11 @@ def _teacher_run(recipe: Recipe, arguments: UnitTrainingArguments):
     processor = new_image_processor(recipe)
     model = TeacherModel(UnitVisionConfig(**recipe.model.get("vision_config", {})))
     data = PictureTargets(
-        recipe.pictures or "pictures-train", processor, recipe.pictures_per_batch, _micro_batches(arguments), arguments.seed
+        recipe.pictures or "pictures-train",
+        processor,
+        recipe.pictures_per_batch,
+        _micro_batches(arguments),
+        arguments.seed,
     )
     trainer = TeacherTrainer(model=model, args=arguments, train_dataset=data)
 
@@ -264,7 +267,9 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         group["sources"] = [SourceArguments(**source) for source in group.get("sources", [])]
         settings = GroupArguments(**group)
         slots = model.config.character_slots if arguments.character_weight else 0
-        plans.append(GroupPlan(settings, GroupCollator(processor, settings.kind, settings.scale, slots), arguments.seed))
+        plans.append(
+            GroupPlan(settings, GroupCollator(processor, settings.kind, settings.scale, slots), arguments.seed)
+        )
     data = MixtureDataset(plans, _micro_batches(arguments))
     model = add_lora(model, LoraArguments(**recipe.lora))
     if model.config.projection_dim:
@@ -305,9 +310,9 @@ def draw_curves(history: list[dict], path: Path) -> None:
     figure, axes = pyplot.subplots(rows, columns, figsize=(4 * columns, 2.4 * rows), squeeze=False)
     for axis in axes.flat[len(keys) :]:
         axis.axis("off")
-    for key, axis in zip(keys, axes.flat):
+    for key, axis in zip(keys, axes.flat, strict=False):
         points = [(entry["step"], entry[key]) for entry in history if key in entry and "loss" in entry]
-        axis.plot(*zip(*points), linewidth=1)
+        axis.plot(*zip(*points, strict=True), linewidth=1)
         axis.set_title(key, fontsize=9)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)

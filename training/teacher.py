@@ -1,7 +1,9 @@
-"""Stage zero of unit-tiny: an encoder that recognises pictures and nothing else, to be the teacher of the two stages [ours].
+"""Stage zero of unit-tiny: an encoder that recognises pictures and nothing else, to be the teacher of the two stages
+[ours].
 
-The paper starts from OpenCLIP ViT-H/14. A small encoder on a laptop starts from nothing: its class token learns to predict a
-real ImageNet classifier's features (EfficientNet-Lite0) and a frozen sentence encoder's embedding (MiniLM) of the caption.
+The paper starts from OpenCLIP ViT-H/14. A small encoder on a laptop starts from nothing: its class token learns to
+predict a real ImageNet classifier's features (EfficientNet-Lite0) and a frozen sentence encoder's embedding (MiniLM)
+of the caption.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ from .data.mixture import RowSource, SourceArguments, _endless_permutation
 from .optim import MuonWithAdamW, parameter_groups
 from .trainer import _only_item
 
-
 PROJECTION_FILE = "visual_projection.safetensors"
 
 
@@ -47,7 +48,8 @@ class TeacherModel(nn.Module):
             nn.init.trunc_normal_(head.weight, std=0.02)
 
     def forward(self, pixel_values, sentence, imagenet_features, imagenet_weight: float = 1.0):
-        """Pixels `(B, 3, H, W)`, sentence embeddings `(B, 384)` of unit length, classifier features `(B, 1280)` -> losses."""
+        """Pixels `(B, 3, H, W)`, sentence embeddings `(B, 384)` of unit length, classifier features `(B, 1280)` ->
+        losses."""
         pooled = self.vision_model(pixel_values, return_dict=True).pooler_output
         embeds = F.normalize(self.visual_projection(pooled).float(), dim=-1)
         # Pictures whose captions mean the same are no negatives of each other: their targets are shared

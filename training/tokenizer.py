@@ -5,7 +5,6 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-
 PAD, EOS, IMAGE = "<pad>", "<eos>", "<image>"
 TASK_TOKENS = {"ocr": "<ocr>", "caption": "<caption>", "markdown": "<markdown>"}
 
@@ -13,8 +12,9 @@ TASK_TOKENS = {"ocr": "<ocr>", "caption": "<caption>", "markdown": "<markdown>"}
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One piece for each byte of UTF-8, with one special token for each task prompt.
 
-    For unit-tiny [ours]: a hundred frequent pieces are learned within minutes, no text is out of vocabulary, and a piece is a
-    character, so that its place on the page is known. Ids: 0 padding, 1 end, 2 image, 3-5 tasks, then the 256 bytes.
+    For unit-tiny [ours]: a hundred frequent pieces are learned within minutes, no text is out of vocabulary, and a
+    piece is a character, so that its place on the page is known. Ids: 0 padding, 1 end, 2 image, 3-5 tasks, then the
+    256 bytes.
     """
     specials = [PAD, EOS, IMAGE, *TASK_TOKENS.values()]
     pieces = specials + sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -81,7 +81,8 @@ class UnitTrainer(Trainer):
         missing, extra = self.required_groups - names, names - self.allowed_groups
         if missing or extra:
             raise ValueError(
-                f"{type(self).__name__} needs the groups {sorted(self.required_groups)} and takes {sorted(self.allowed_groups)}; "
+                f"{type(self).__name__} needs the groups {sorted(self.required_groups)} and takes "
+                f"{sorted(self.allowed_groups)}; "
                 f"missing: {sorted(missing) or 'none'}, not taken: {sorted(extra) or 'none'}."
             )
 
@@ -102,7 +103,9 @@ class UnitTrainer(Trainer):
         teacher_pixels = batch.pop("teacher_pixel_values", None)
         reads = args.language_weight > 0
         if reads and batch.get("labels") is None:
-            raise ValueError(f"The batch of group {name!r} has no labels, but L_lan is to be learned: check the collator.")
+            raise ValueError(
+                f"The batch of group {name!r} has no labels, but L_lan is to be learned: check the collator."
+            )
         if not reads:
             batch = {key: batch[key] for key in ("pixel_values", "spatial_shapes") if key in batch}
         aligned = reads and args.alignment_weight > 0 and places is not None and name.startswith("document")
@@ -121,7 +124,9 @@ class UnitTrainer(Trainer):
             self._log(name, language_loss=output.language_loss)
         if output.vision_loss is not None:
             loss = loss + args.vision_weight * output.vision_loss
-            self._log(name, vision_loss=output.vision_loss, vision_cosine=output.vision_cosine, vision_l1=output.vision_l1)
+            self._log(
+                name, vision_loss=output.vision_loss, vision_cosine=output.vision_cosine, vision_l1=output.vision_l1
+            )
         if classes is not None and args.character_weight > 0:
             head = _unwrapped(model).character_head
             characters, right = character_loss(head(output.image_features.patches), classes)
@@ -144,7 +149,8 @@ class UnitTrainer(Trainer):
         grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
         return {"teacher_features": features, "teacher_grid": grid, "teacher_token_mask": mask}
 
-    # -- what Trainer needs to know ------------------------------------------------------------------------------------
+    # -- what Trainer needs to know
+    # ------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, *args, **kwargs):
         return SequentialSampler(self.train_dataset)  # the plan is shuffled already, and resumes exactly
@@ -162,7 +168,8 @@ class UnitTrainer(Trainer):
                 self.optimizer = MuonWithAdamW(groups, betas=(settings.adam_beta1, settings.adam_beta2))
         return self.optimizer
 
-    # -- logging --------------------------------------------------------------------------------------------------------
+    # -- logging
+    # --------------------------------------------------------------------------------------------------------
 
     def _log(self, group: str, **values: torch.Tensor) -> None:
         for key, value in values.items():
@@ -177,7 +184,8 @@ class UnitTrainer(Trainer):
             self._counts.clear()
         super().log(logs, *args, **kwargs)
 
-    # -- saving -----------------------------------------------------------------------------------------------------------
+    # -- saving
+    # -----------------------------------------------------------------------------------------------------------
 
     def _load_rng_state(self, checkpoint):
         super()._load_rng_state(checkpoint)
@@ -195,7 +203,8 @@ class UnitTrainer(Trainer):
 
 
 class IntraScaleTrainer(UnitTrainer):
-    """Stage 1 [paper]: natural pictures at x1 with captions, documents at x4: `L_lan(D_I x1 + D_T x4) + lambda L_vis(D_I x1)`."""
+    """Stage 1 [paper]: natural pictures at x1 with captions, documents at x4: `L_lan(D_I x1 + D_T x4) + lambda
+    L_vis(D_I x1)`."""
 
     required_groups = frozenset({"natural_x1", "document_x4"})
     allowed_groups = required_groups

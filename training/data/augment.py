@@ -39,8 +39,8 @@ def augment_document(
 def composite_picture(image: Image.Image, rng: np.random.Generator | None, side: int) -> Image.Image:
     """A picture, transparent or not, on a plain background, `side` x `side` RGB.
 
-    With a generator: random background (half of them white), scale 60-115%, place, mirroring, tone. Without: white, whole,
-    centred, 92% of the side, as evaluation sees it.
+    With a generator: random background (half of them white), scale 60-115%, place, mirroring, tone. Without: white,
+    whole, centred, 92% of the side, as evaluation sees it.
     """
     image = image.convert("RGBA") if image.mode != "RGBA" else image
     if rng is None:

@@ -1,7 +1,7 @@
 """The plan of a run: which rows make which micro-batch, drawn from a seed.
 
-A map-style dataset whose item i is the whole micro-batch i: the Trainer's own resume, which skips items without loading them,
-then restores the exact order in mid-epoch, and ranks draw different items of one plan.
+A map-style dataset whose item i is the whole micro-batch i: the Trainer's own resume, which skips items without
+loading them, then restores the exact order in mid-epoch, and ranks draw different items of one plan.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 
 from ..collator import TEXT_STEP, GroupCollator
 from .sources import data_folder
-
 
 # Grid rows, grid columns, text tokens
 Shape = tuple[int, int, int]
@@ -77,7 +76,8 @@ class RowSource:
         files = sorted(str(file) for file in folder.glob("*.parquet"))
         if not files:
             raise ValueError(
-                f"No parquet shards in {arguments.path!r} (looked in {folder}). Build the data first: `unit data --help`."
+                f"No parquet shards in {arguments.path!r} (looked in {folder}). Build the data first: "
+                "`unit data --help`."
             )
         rows = ArrowDataset.from_parquet(files, cache_dir=str(folder / ".arrow"))
         missing = {"image", "text", "task", "kind"} - set(rows.column_names)
@@ -129,9 +129,9 @@ def rounded_grid(rows: int, cols: int) -> tuple[int, int]:
 class GroupPlan:
     """Which rows of a group's sources make its part of each micro-batch.
 
-    Rows are drawn without replacement, epoch after epoch, each source by its weight. Within a window of rows, those of one
-    padded grid and text length come together (documents); the batches of a window are then shuffled. A batch that a window
-    cannot fill is filled up with rows of the same size drawn again.
+    Rows are drawn without replacement, epoch after epoch, each source by its weight. Within a window of rows, those of
+    one padded grid and text length come together (documents); the batches of a window are then shuffled. A batch that
+    a window cannot fill is filled up with rows of the same size drawn again.
 
     Args:
         window: micro-batches whose rows are grouped together.
@@ -150,7 +150,8 @@ class GroupPlan:
         self.shapes = [self._shapes(source) for source in self.sources]  # each (rows, 3): grid rows, columns, text
         if arguments.patches:
             per_row = sum(
-                weight * np.mean(shapes[:, 0] * shapes[:, 1]) for weight, shapes in zip(self.weights, self.shapes)
+                weight * np.mean(shapes[:, 0] * shapes[:, 1])
+                for weight, shapes in zip(self.weights, self.shapes, strict=True)
             )
             # a tenth more than fills the window, so that it rarely falls short
             self.rows_in_window = max(1, int(1.1 * window * arguments.patches / per_row))
@@ -184,7 +185,9 @@ class GroupPlan:
         rows: list[tuple[Shape, tuple[int, int]]] = []
         for index, source in enumerate(self.sources):
             # the window's share of an endless sequence of permutations
-            begin, end = (int(round(each * self.rows_in_window * self.weights[index])) for each in (number, number + 1))
+            begin, end = (
+                round(each * self.rows_in_window * float(self.weights[index])) for each in (number, number + 1)
+            )
             for position in _endless_permutation(len(source), self.seed + 7919 * index, begin, end - begin):
                 rows.append((tuple(int(size) for size in self.shapes[index][position]), (index, int(position))))
         order = rng.permutation(len(rows))
