@@ -180,8 +180,8 @@ class Reader:
     def from_pretrained(cls, name_or_folder, device: Any = None, **kwargs) -> "Reader":
         """Load model and processor of one checkpoint, from a folder or the Hub; `kwargs` as for the class.
 
-        On a CPU the weights are held in float32: a bfloat16 kernel is compiled for every new shape there, which costs a
-        page more than it gains.
+        On a CPU the weights are held in float32: a bfloat16 kernel is compiled for every new shape there, which costs
+        a page more than it gains.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch.float32 if device.type == "cpu" else "auto"

@@ -191,7 +191,7 @@ def set_block(block, width: Callable[[str, float], float]) -> tuple[list[tuple[s
             if all(width(text, size) <= 1.04 * (row[2] - row[0]) for text, row in zip(texts, rows, strict=True)):
                 break
         elif (flown := _flow(texts, rows, lambda text, size=size: width(text, size))) is not None:
-            return list(zip(flown, rows)), size
+            return list(zip(flown, rows, strict=False)), size
         size *= 0.95
     else:
         if len(texts) != len(rows):
