@@ -89,8 +89,8 @@ class UnitPatchEmbeddings(nn.Module):
         [code].
 
         `shapes` `(B, 2)`: each image's own rows and columns inside the padded grid. The crop's side share is drawn
-        from `cpe_min_scale` to 1 and its aspect from `cpe_aspect`, no side longer than the table. Random numbers come from
-        torch's global generator, which the Trainer seeds.
+        from `cpe_min_scale` to 1 and its aspect from `cpe_aspect`, no side longer than the table. Random numbers come
+        from torch's global generator, which the Trainer seeds.
         """
         config = self.config
         side, width = config.position_side, config.hidden_size

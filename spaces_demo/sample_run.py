@@ -6,9 +6,10 @@ Needs nothing but the package: no network, no GPU. Prints what was read, the con
 against the page's true text.
 """
 
-from __future__ import itertools
+from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import textwrap
