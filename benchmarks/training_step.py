@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from transformers import TrainerCallback
@@ -81,39 +82,47 @@ class Stopwatch(TrainerCallback):
 def measure(recipe_path: Path, overrides: list[str], steps: int, folder: str):
     """Run ``steps`` steps after a warm-up; returns their times, and FLOPs, images and patches of each micro-batch.
 
+    `unit train` itself is run, its trainer's `train` wrapped to hang a stopwatch and a counter on the trainer.
+
     Raises:
         ValueError: the recipe cannot run here, as a rule because its data or teacher is not there yet.
     """
-    from training.recipe import make_trainer, read_recipe
+    from training import recipe
+    from training.trainer import UnitTrainer
 
-    length = WARMUP + steps
-    bounds = [f"training.max_steps={length}", f"training.output_dir={folder}", "training.save_strategy='no'"]
-    recipe = read_recipe(recipe_path, [*overrides, *bounds])
-    if recipe.stage == "teacher":
+    bounds = [f"training.max_steps={WARMUP + steps}", f"training.output_dir={folder}", "training.save_strategy='no'"]
+    overrides = [*overrides, *bounds]
+    if recipe.read_recipe(recipe_path, overrides).stage == "teacher":
         raise ValueError(f"{recipe_path} trains a teacher; this benchmark measures the two stages")
-    trainer = make_trainer(recipe)[0]
-    stopwatch = Stopwatch()
-    trainer.add_callback(stopwatch)
-    counted: list[tuple[int, int, int]] = []
-    compute_loss = trainer.compute_loss
+    stopwatch, counted = Stopwatch(), []
+    train = UnitTrainer.train
 
-    def count_and_compute_loss(model, inputs, **kwargs):
-        if trainer.state.global_step >= WARMUP:
-            whole = trainer.accelerator.unwrap_model(model)
-            patch = whole.config.vision_config.patch_size
-            pixels = [group["pixel_values"] for group in inputs.values()]
-            counted.append(
-                (
-                    sum(group_flops(whole, name, group) for name, group in inputs.items()),
-                    sum(len(each) for each in pixels),
-                    sum(each.shape[0] * each.shape[2] * each.shape[3] // patch**2 for each in pixels),
-                )
-            )
-        return compute_loss(model, inputs, **kwargs)
+    def measured_train(trainer, **kwargs):
+        compute_loss = trainer.compute_loss
 
-    trainer.compute_loss = count_and_compute_loss
-    trainer.train()
+        def count_and_compute_loss(model, inputs, **more):
+            if trainer.state.global_step >= WARMUP:
+                counted.append(count(trainer.accelerator.unwrap_model(model), inputs))
+            return compute_loss(model, inputs, **more)
+
+        trainer.add_callback(stopwatch)
+        trainer.compute_loss = count_and_compute_loss
+        return train(trainer, **kwargs)
+
+    with patch.object(UnitTrainer, "train", measured_train):
+        recipe.main(recipe_path, overrides)
     return stopwatch.work[WARMUP:], stopwatch.wait[WARMUP - 1 :], counted
+
+
+def count(model, inputs: dict[str, dict]) -> tuple[int, int, int]:
+    """FLOPs, images and patches (padding included) of a micro-batch of groups."""
+    patch_size = model.config.vision_config.patch_size
+    pixels = [group["pixel_values"] for group in inputs.values()]
+    return (
+        sum(group_flops(model, name, group) for name, group in inputs.items()),
+        sum(len(each) for each in pixels),
+        sum(each.shape[0] * each.shape[2] * each.shape[3] // patch_size**2 for each in pixels),
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

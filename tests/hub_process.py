@@ -106,6 +106,11 @@ def main(job: dict) -> None:
         tensors, names[where] = check(full, encoder, inputs, picture)
         tensors = {key: value.contiguous() for key, value in tensors.items()}
         save_file(tensors, str(Path(job["out"]) / f"{where}.safetensors"))
+    with torch.no_grad():
+        decoder = AutoModel.from_pretrained(job["decoder"], **REMOTE)
+        names["decoder"] = type(decoder).__name__
+        made = {"decoded": decoder(inputs["teacher_features"]).contiguous()}
+    save_file(made, str(Path(job["out"]) / "decoded.safetensors"))
     (Path(job["out"]) / "names.json").write_text(json.dumps(names))
     assert not [name for name in sys.modules if name.partition(".")[0] in OURS]
 

@@ -47,6 +47,7 @@ def exported(tmp_path_factory):
     read = processor(do_normalize=False)
     save_full(model, read, root / "full")
     save_encoder(model, read.image_processor, root / "encoder")
+    model.vision_decoder.save_pretrained(root / "decoder")
     for name in ("full", "encoder"):
         lay_hub_cache(root / "cache", name, root / name)
     picture = noise(50, 22)
@@ -59,7 +60,12 @@ def exported(tmp_path_factory):
         "folder": [str(root / "full"), str(root / "encoder")],
         "cache": ["stranger/full", "stranger/encoder"],
     }
-    job = {"inputs": str(root / "inputs.safetensors"), "picture": str(root / "picture.png"), "sources": sources}
+    job = {
+        "inputs": str(root / "inputs.safetensors"),
+        "picture": str(root / "picture.png"),
+        "sources": sources,
+        "decoder": str(root / "decoder"),
+    }
     job["out"] = str(root)
     (root / "job.json").write_text(json.dumps(job))
     elsewhere = root / "elsewhere"
@@ -81,6 +87,7 @@ def exported(tmp_path_factory):
     )
     assert process.returncode == 0, process.stdout + process.stderr
     names = json.loads((root / "names.json").read_text())
+    assert names.pop("decoder") == "UnitVisionDecoder"
     results = {where: (load_file(root / f"{where}.safetensors"), names[where]) for where in names}
     return {"model": model, "processor": read, "inputs": inputs, "picture": picture, "results": results, "root": root}
 
@@ -135,6 +142,12 @@ def test_pretraining_goes_on_with_the_same_losses(exported, loaded):
     close(tensors["loss"], output.loss)
     close(tensors["vision_loss"], output.vision_loss)
     assert names["AutoModelForPreTraining"] == "UnitForPreTraining"
+
+
+@torch.no_grad()
+def test_the_vision_decoder_loads_on_its_own(exported):
+    decoded = load_file(exported["root"] / "decoded.safetensors")["decoded"]
+    close(decoded, exported["model"].vision_decoder(exported["inputs"]["teacher_features"]))
 
 
 def test_the_processor_asks_as_it_was_trained(exported, loaded):

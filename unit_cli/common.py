@@ -75,7 +75,9 @@ def load(
     except (RuntimeError, AssertionError) as error:
         raise CommandError(f"--device {device}: {first_line(error)}") from error
     try:
-        loaded = getattr(transformers, auto_model).from_pretrained(name).eval().to(device)
+        # A CPU compiles a bfloat16 kernel for every new shape, which costs a page more than it gains.
+        dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
+        loaded = getattr(transformers, auto_model).from_pretrained(name, dtype=dtype).eval().to(device)
         processor = getattr(transformers, auto_processor).from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise CommandError(f"{name}: cannot be loaded as a model for this command: {first_line(error)}") from error
