@@ -73,18 +73,19 @@ def load(model: str | None):
     return Reader(weights, AutoProcessor.from_pretrained(source)), Path(source).name
 
 
-def run(reader, name: str, out: Path, samples: Path = SAMPLES) -> list[Path]:
+def run(reader, name: str, out: Path, samples: Path | None = None) -> list[Path]:
     """Read, name, print, draw.
 
     Args:
         reader: [`modeling_unit.Reader`].
         name: of the model, for the pictures.
         out: folder for the annotated PNGs, made when missing; one is called as its sample.
-        samples: folder with `pages/` (a PNG and its text in a `.txt` each) and `pictures/`.
+        samples: folder with `pages/` (a PNG and its text in a `.txt` each) and `pictures/`; those that ship by default.
 
     Raises:
         ValueError: there are no samples.
     """
+    samples = SAMPLES if samples is None else samples
     pages = sorted((samples / "pages").glob("*.png"))
     pictures = sorted((samples / "pictures").glob("*.jpg"))
     if not pages and not pictures:
