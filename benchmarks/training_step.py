@@ -31,21 +31,27 @@ RECIPE = Path(__file__).resolve().parents[1] / "training" / "recipes" / "unit-ti
 WARMUP = 3
 
 
-def group_flops(model, name: str, batch: dict) -> int:
-    """FLOPs of training on one group of a micro-batch; ``batch`` holds its tensors, see training/collator.py."""
+def group_flops(model, name: str, batch: dict, reads: bool = True) -> int:
+    """FLOPs of training on one group of a micro-batch.
+
+    Args:
+        name: of the group, such as ``"natural_x1"``: pictures have the teacher and the vision decoder besides.
+        batch: the group's tensors, see training/collator.py.
+        reads: the connector and the language decoder take part (`language_weight` is above 0).
+    """
     config = model.config
     patch = config.vision_config.patch_size
     images, _, height, width = batch["pixel_values"].shape
     rows, cols = height // patch, width // patch
     forward = encoder_flops(config.vision_config, rows, cols)
-    forward += decoder_flops(config.text_config, batch["input_ids"].shape[1])
-    connector = config.connector_config
-    unshuffle = connector.unshuffle
-    visual = math.ceil(rows / unshuffle) * math.ceil(cols / unshuffle)
-    if connector.connector_type == "qformer":
-        visual = connector.num_queries
-    # every weight of the connector meets every visual token once
-    forward += 2 * visual * sum(weight.numel() for weight in model.connector.parameters() if weight.dim() == 2)
+    if reads:
+        forward += decoder_flops(config.text_config, batch["input_ids"].shape[1])
+        # every weight of the connector meets every visual token once
+        unshuffle = config.connector_config.unshuffle
+        visual = math.ceil(rows / unshuffle) * math.ceil(cols / unshuffle)
+        if config.connector_config.connector_type == "qformer":
+            visual = config.connector_config.num_queries
+        forward += 2 * visual * sum(weight.numel() for weight in model.connector.parameters() if weight.dim() == 2)
     if "character_classes" in batch:
         forward += 2 * rows * cols * model.character_head.weight.numel()
     total = training_flops(forward)
@@ -102,7 +108,8 @@ def measure(recipe_path: Path, overrides: list[str], steps: int, folder: str):
 
         def count_and_compute_loss(model, inputs, **more):
             if trainer.state.global_step >= WARMUP:
-                counted.append(count(trainer.accelerator.unwrap_model(model), inputs))
+                reads = trainer.args.language_weight > 0
+                counted.append(count(trainer.accelerator.unwrap_model(model), inputs, reads))
             return compute_loss(model, inputs, **more)
 
         trainer.add_callback(stopwatch)
@@ -114,12 +121,12 @@ def measure(recipe_path: Path, overrides: list[str], steps: int, folder: str):
     return stopwatch.work[WARMUP:], stopwatch.wait[WARMUP - 1 :], counted
 
 
-def count(model, inputs: dict[str, dict]) -> tuple[int, int, int]:
+def count(model, inputs: dict[str, dict], reads: bool) -> tuple[int, int, int]:
     """FLOPs, images and patches (padding included) of a micro-batch of groups."""
     patch_size = model.config.vision_config.patch_size
     pixels = [group["pixel_values"] for group in inputs.values()]
     return (
-        sum(group_flops(model, name, group) for name, group in inputs.items()),
+        sum(group_flops(model, name, group, reads) for name, group in inputs.items()),
         sum(len(each) for each in pixels),
         sum(each.shape[0] * each.shape[2] * each.shape[3] // patch_size**2 for each in pixels),
     )

@@ -93,6 +93,8 @@ class UnitImageProcessor(BaseImageProcessor):
         max_side: longest side in pixels that the encoder's positions cover.
         image_mean, image_std: channel statistics for pixels in [0, 1].
         do_normalize: off for encoders that normalise inside (`normalize_pixels`).
+        reading_x_height, reading_lines: how the `Reader` brings pages to this model: height in pixels of a lower-case x,
+            and most lines in a chunk; saved here so that a model is asked as suits it best. `None`: the `Reader`'s own.
     """
 
     model_input_names = ["pixel_values", "spatial_shapes"]
@@ -107,6 +109,8 @@ class UnitImageProcessor(BaseImageProcessor):
         image_mean: Sequence[float] = CLIP_MEAN,
         image_std: Sequence[float] = CLIP_STD,
         do_normalize: bool = True,
+        reading_x_height: float | None = None,
+        reading_lines: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -133,6 +137,8 @@ class UnitImageProcessor(BaseImageProcessor):
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.do_normalize = do_normalize
+        self.reading_x_height = reading_x_height
+        self.reading_lines = reading_lines
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, and the code beside it, for `trust_remote_code=True`."""

@@ -196,7 +196,9 @@ class Reader:
             document_area=area,
             max_width=int(getattr(image_processor, "max_width", base.max_width)),
             patch_size=int(getattr(image_processor, "patch_size", base.patch_size)),
-            max_lines=max(base.max_lines, base.max_lines * area // base.document_area),
+            x_height=getattr(image_processor, "reading_x_height", None) or base.x_height,
+            max_lines=getattr(image_processor, "reading_lines", None)
+            or max(base.max_lines, base.max_lines * area // base.document_area),
         )
 
     # ------------------------------------------------------------------------------------------ pages

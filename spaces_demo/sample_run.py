@@ -9,13 +9,14 @@ against the page's true text.
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import sys
 import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont
@@ -80,7 +81,7 @@ def run(reader, name: str, out: Path, samples: Path | None = None) -> list[Path]
         reader: [`modeling_unit.Reader`].
         name: of the model, for the pictures.
         out: folder for the annotated PNGs, made when missing; one is called as its sample.
-        samples: folder with `pages/` (a PNG and its text in a `.txt` each) and `pictures/`; those that ship by default.
+        samples: folder with `pages/` (a PNG and its text in a `.txt` each) and `pictures/`; by default, ours.
 
     Raises:
         ValueError: there are no samples.
@@ -137,11 +138,11 @@ def draw_page(image: Image.Image, page, title: str, facts: str) -> Image.Image:
     tint = Image.new("RGB", original.size, "white")  # a layer of its own, so that the print stays black
     for block in page.blocks:
         light = tuple(round(255 - (255 - value) * 0.1) for value in confidence_colour(block.confidence))
-        ImageDraw.Draw(tint).rectangle(_scaled(block.box, scale, 4), fill=light)
+        ImageDraw.Draw(tint).rectangle(_scaled(block.box, scale, 3), fill=light)
     original = ImageChops.multiply(original, tint)
     draw = ImageDraw.Draw(original)
     for block in page.blocks:
-        draw.rectangle(_scaled(block.box, scale, 4), outline=confidence_colour(block.confidence), width=2)
+        draw.rectangle(_scaled(block.box, scale, 3), outline=confidence_colour(block.confidence), width=2)
     draw = ImageDraw.Draw(sheet)
     for x, half in ((MARGIN, original), (PAGE_WIDTH + 2 * MARGIN, _set_page(page, scale, (PAGE_WIDTH, height)))):
         sheet.paste(half, (x, TITLE))
@@ -193,7 +194,7 @@ def set_block(block, width: Callable[[str, float], float]) -> tuple[list[tuple[s
             if all(width(text, size) <= 1.04 * (row[2] - row[0]) for text, row in zip(texts, rows, strict=True)):
                 break
         elif (flown := _flow(texts, rows, lambda text, size=size: width(text, size))) is not None:
-            return list(zip(flown, rows, strict=False)), size
+            return list(zip(flown, rows, strict=True)), size
         size *= 0.95
     else:
         if len(texts) != len(rows):
@@ -203,7 +204,9 @@ def set_block(block, width: Callable[[str, float], float]) -> tuple[list[tuple[s
 
 def _flow(texts: Sequence[str], rows: Sequence[tuple], width: Callable[[str], float]) -> list[str] | None:
     """The words of `texts`, as many in each row as fit; `None` when some are left over."""
-    words = [word for text in texts for word in text.split()]
+    from training.data.text import join_lines
+
+    words = join_lines("\n".join(texts)).split()
     lines = []
     for x0, _, x1, _ in rows:
         line = ""
@@ -247,7 +250,7 @@ def draw_picture(
 def confidence_colour(confidence: float) -> tuple[int, int, int]:
     """Red at 0.5 and below, amber at 0.8, green at 1."""
     confidence = min(max(confidence, SCALE[0][0]), SCALE[-1][0])
-    for (low, one), (high, other) in itertools.pairwise(SCALE):
+    for (low, one), (high, other) in pairwise(SCALE):
         if confidence <= high:
             share = (confidence - low) / (high - low)
             return tuple(round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
@@ -279,7 +282,12 @@ def _scaled(box: Sequence[float], scale: float, margin: int = 0) -> tuple[float,
 
 def _font(size: float) -> ImageFont.FreeTypeFont:
     """The font that comes with Pillow."""
-    return ImageFont.load_default(size=max(4.0, size))
+    return _font_of_size(max(4.0, round(2 * size) / 2))
+
+
+@cache
+def _font_of_size(size: float) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=size)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,16 @@ def test_a_folder_without_a_model_is_named(unit, folder, command):
     status, out, errors = unit(*command, "--model", "nothing")
     assert (status, out) == (2, "")
     assert errors == [f"unit {command[0]}: nothing: no model there (the folder has no config.json)"]
+
+
+def test_damaged_weights_are_named(unit, folder):
+    shutil.copytree(folder / "model", folder / "torn")
+    weights = folder / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    status, _, errors = unit("read", "page.png", "--model", "torn")
+    assert status == 2
+    assert len(errors) == 1
+    assert errors[0].startswith("unit read: torn: cannot be loaded as a model for this command: ")
 
 
 def test_a_device_that_is_not_there_is_named(unit):
@@ -209,10 +220,24 @@ def test_features_are_pooled_and_spatial(unit, folder):
     assert out == "f.safetensors: features of 2 pictures\n"
     with safe_open(folder / "f.safetensors", "pt") as file:
         found = {key: tuple(file.get_tensor(key).shape) for key in file.keys()}  # noqa: SIM118  (no iterator)
-        assert json.loads(file.metadata()["unit"]) == {"model": "model", "kind": "natural"}
+        assert json.loads(file.metadata()["unit"]) == {"model": "model", "kind": "natural", "scale": 1}
     # 40 x 30 pixels at the area of 32 x 32, in patches of 8: 3 rows of 5
     shapes = {"pooled": (32,), "spatial": (3, 5, 32)}
     assert found == {f"{name}/{key}": shape for name in ("picture.png", "blank.png") for key, shape in shapes.items()}
+
+
+def test_features_are_taken_at_the_scale_asked_for(unit, folder):
+    arguments = ("features", "picture.png", "--out", "four.safetensors", "--model", "model")
+    assert unit(*arguments, "--scale", "4")[0] == 0
+    with safe_open(folder / "four.safetensors", "pt") as file:
+        # 40 x 30 pixels at the area of 64 x 64: the ideal is 9.2 by 6.9 patches
+        assert file.get_tensor("picture.png/spatial").shape == (7, 9, 32)
+    assert unit(*arguments, "--kind", "document")[0] == 0
+    with safe_open(folder / "four.safetensors", "pt") as file:
+        assert file.get_tensor("picture.png/spatial").shape == (4, 5, 32)  # as it is, padded to whole patches
+    status, _, errors = unit(*arguments, "--scale", "3")
+    assert status == 2
+    assert errors == ["unit features: --scale must be 1 or 4 with model, got 3"]
 
 
 def test_features_of_nothing_are_not_written(unit, folder):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 from PIL import Image
@@ -31,7 +32,7 @@ def block(text, lines, x_height=10.0, confidence=0.9):
     return Block((min(x0), min(y0), max(x1), max(y1)), text, confidence, list(lines), x_height)
 
 
-# -------------------------------------------------------------------------------------------------------------- samples
+# ------------------------------------------------------------------------------------------------------------- samples
 
 
 def test_there_are_three_pages_and_three_pictures_at_least():
@@ -74,7 +75,7 @@ def test_what_the_pictures_show_is_among_the_labels():
     assert len(LABELS) >= 2 * len(PICTURES)
 
 
-# -------------------------------------------------------------------------------------------------------------- measure
+# ------------------------------------------------------------------------------------------------------------- measure
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_word_f1_is_that_of_the_evaluation(read, truth, expected):
     assert measured_f1(read, truth) == pytest.approx(expected)
 
 
-# -------------------------------------------------------------------------------------------------------------- drawing
+# ------------------------------------------------------------------------------------------------------------- drawing
 
 
 def test_colours_go_from_red_over_amber_to_green():
@@ -151,14 +152,15 @@ def test_a_blank_page_can_be_drawn():
 def test_bars_are_as_long_as_labels_are_likely():
     ranking = [("a dog", 0.8), ("a cat", 0.4)]
     sheet = draw_picture(tiny.noise(30, 20), "a dog", ranking, "a.jpg", "facts")
+    pixels = np.asarray(sheet)
     lengths = []
     for colour in ((0x2F, 0x6F, 0xDE), (0xB9, 0xC4, 0xD6)):
-        found = [x for x in range(480, sheet.width) if any(sheet.getpixel((x, y)) == colour for y in range(64, 480))]
-        lengths.append(max(found) - min(found) + 1)
+        columns = np.flatnonzero((pixels[:, 480:] == colour).all(axis=2).any(axis=0))
+        lengths.append(columns.max() - columns.min() + 1)
     assert lengths[0] == pytest.approx(2 * lengths[1], abs=3)
 
 
-# ------------------------------------------------------------------------------------------------------------------ run
+# ----------------------------------------------------------------------------------------------------------------- run
 
 
 @pytest.fixture
@@ -207,7 +209,8 @@ def test_it_needs_nothing_but_the_base_packages():
     """The demo is installed without the extra `train`: importing and measuring must not ask for what is in it."""
     code = (
         "import sys, json; from spaces_demo.sample_run import word_f1; word_f1('a', 'b');"
-        "print(json.dumps(sorted({'rapidfuzz', 'pyarrow', 'datasets', 'matplotlib', 'skia', 'peft'} & set(sys.modules))))"
+        "extra = {'rapidfuzz', 'pyarrow', 'datasets', 'matplotlib', 'skia', 'peft'};"
+        "print(json.dumps(sorted(extra & set(sys.modules))))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []

@@ -60,6 +60,7 @@ def load(
     quiet(model)
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     from modeling_unit import shipped_checkpoint
 
@@ -79,7 +80,7 @@ def load(
         dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
         loaded = getattr(transformers, auto_model).from_pretrained(name, dtype=dtype).eval().to(device)
         processor = getattr(transformers, auto_processor).from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise CommandError(f"{name}: cannot be loaded as a model for this command: {first_line(error)}") from error
     return loaded, processor, name
 

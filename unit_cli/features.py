@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from .common import CommandError, Progress, add_model_argument, complain, load
+from .common import CommandError, Progress, add_model_argument, complain, load, positive
 from .inputs import open_inputs
 
 
@@ -25,7 +25,10 @@ def add_parser(subparsers) -> None:
         "--kind",
         choices=("natural", "document"),
         default="natural",
-        help="natural pictures are taken at x1, documents at x4 (default: natural)",
+        help="documents are never enlarged (default: natural)",
+    )
+    parser.add_argument(
+        "--scale", type=positive, help="1, or 4 as the model means it (default: 1 for natural, 4 for document)"
     )
     add_model_argument(parser)
 
@@ -43,6 +46,9 @@ def run(args: argparse.Namespace) -> int:
 
     if not hasattr(processor, "base_size"):
         raise CommandError(f"{name}: not a UNIT model ({model.config.model_type}); its own library gives its features")
+    if args.scale not in (None, 1, processor.scale_factor):
+        raise CommandError(f"--scale must be 1 or {processor.scale_factor} with {name}, got {args.scale}")
+    scale = args.scale or (1 if args.kind == "natural" else processor.scale_factor)
     found, status = {}, 0
     with Progress("encoding", "picture") as progress, torch.inference_mode():
         for item in open_inputs(args.paths):
@@ -53,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
             if item.note:
                 complain("features", f"{item.name}: {item.note}")
             progress.add(1)
-            inputs = processor(item.image, kind=args.kind, return_tensors="pt").to(args.device)
+            inputs = processor(item.image, kind=args.kind, scale=scale, return_tensors="pt").to(args.device)
             rows, cols = inputs["spatial_shapes"][0].tolist()
             # One image alone is not padded, and encoders of transformers do not know spatial_shapes.
             output = model(inputs["pixel_values"])
@@ -68,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("no input could be read; nothing was written")
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        save_file(found, temporary, metadata={"unit": json.dumps({"model": name, "kind": args.kind})})
+        save_file(found, temporary, metadata={"unit": json.dumps({"model": name, "kind": args.kind, "scale": scale})})
         temporary.replace(out)
     except OSError as error:
         raise CommandError(f"--out {out}: cannot be written ({error})") from error
