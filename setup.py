@@ -65,7 +65,7 @@ setup(
     package_data={
         "modeling_unit": [
             f"checkpoints/**/*.{suffix}"
-            for suffix in ("safetensors", "json", "jinja", "md", "txt", "py", "png", "yaml")
+            for suffix in ("safetensors", "json", "jsonl", "jinja", "md", "txt", "png", "yaml")
         ],
         "spaces_demo": ["samples/**"],
         "training": ["recipes/**/*.yaml", "evaluation/*.yaml"],

@@ -93,8 +93,9 @@ class UnitImageProcessor(BaseImageProcessor):
         max_side: longest side in pixels that the encoder's positions cover.
         image_mean, image_std: channel statistics for pixels in [0, 1].
         do_normalize: off for encoders that normalise inside (`normalize_pixels`).
-        reading_x_height, reading_lines: how the `Reader` brings pages to this model: height in pixels of a lower-case x,
-            and most lines in a chunk; saved here so that a model is asked as suits it best. `None`: the `Reader`'s own.
+        reading_x_height, reading_lines: how the `Reader` brings pages to this model: height in pixels of a lower-case
+            x, and most lines in a chunk; saved here so that a model is asked as suits it best. `None`: the `Reader`'s
+            own.
     """
 
     model_input_names = ["pixel_values", "spatial_shapes"]

@@ -1,6 +1,7 @@
 """Recipes: what is refused before anything starts, and a toy run from nothing to a reader."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -297,15 +298,16 @@ def test_a_run_leaves_its_recipe_its_log_and_its_curve(toy, name):
     assert (toy / name / "curve.png").is_file()
 
 
-def test_the_same_command_goes_on_from_the_last_checkpoint(toy, capsys):
-    before = load_file(toy / "stage2" / "model.safetensors")
-    main(
-        toy / "stage2.yaml", ["training.max_steps=4"]
-    )  # the schedule had come to its end: the third step is of no size
-    assert f"Going on from {toy / 'stage2' / 'checkpoint-2'}" in capsys.readouterr().out
-    entries = [json.loads(line) for line in (toy / "stage2" / "log.jsonl").read_text().splitlines()]
+def test_the_same_command_goes_on_from_the_last_checkpoint(toy, capsys, tmp_path):
+    out = tmp_path / "stage2"
+    shutil.copytree(toy / "stage2", out)
+    before = load_file(out / "model.safetensors")
+    # two steps more: the schedule had come to its end, so that the third is of no size
+    main(toy / "stage2.yaml", [f"training.output_dir={out}", "training.max_steps=4"])
+    assert f"Going on from {out / 'checkpoint-2'}" in capsys.readouterr().out
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3, 4]
-    after = load_file(toy / "stage2" / "model.safetensors")
+    after = load_file(out / "model.safetensors")
     assert not torch.equal(after["vision_decoder.fc1.weight"], before["vision_decoder.fc1.weight"])
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+PROGRESS_AFTER = 2.0  # seconds of work before a bar shows itself
 
 
 class CommandError(Exception):
@@ -92,19 +95,27 @@ def first_line(error: BaseException) -> str:
 
 
 class Progress:
-    """A bar on stderr that shows itself once the work has taken two seconds; for `Reader`'s `progress`."""
+    """A bar on stderr that shows itself once the work has taken a while; for `Reader`'s `progress`."""
+
+    shown: Progress | None = None  # the one that has the terminal's last line
 
     def __init__(self, what: str, unit: str):
         from tqdm import tqdm
 
-        self.bar = tqdm(desc=what, unit=unit, delay=2, file=sys.stderr, leave=False, dynamic_ncols=True)
+        self.bar = tqdm(desc=what, unit=unit, delay=PROGRESS_AFTER, file=sys.stderr, leave=False, dynamic_ncols=True)
         self.before = 0
+        self.start = time.monotonic()
 
     def __enter__(self) -> Progress:
+        Progress.shown = self
         return self
 
     def __exit__(self, *_) -> None:
+        Progress.shown = None
         self.bar.close()
+
+    def visible(self) -> bool:
+        return time.monotonic() - self.start >= PROGRESS_AFTER
 
     def add(self, total: int) -> None:
         """More to do."""
@@ -131,5 +142,9 @@ def groups(items: Iterable, size: int) -> Iterable[list]:
 
 
 def complain(command: str, message: str) -> None:
-    """One line on stderr."""
-    print(f"unit {command}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    """One line on stderr, above a bar that may be there."""
+    line = f"unit {command}: {' '.join(message.split())}"
+    if Progress.shown is not None and Progress.shown.visible():
+        Progress.shown.bar.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr, flush=True)
