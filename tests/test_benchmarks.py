@@ -84,7 +84,10 @@ def test_decoder_flops_agree_with_torch_but_for_causal_attention(config):
         done = counted(lambda: model(input_ids=torch.zeros(1, tokens, dtype=torch.long)))
     # torch counts the full square of attention, a causal kernel needs (tokens + 1) / 2 of each row
     square, causal = 2 * tokens * 2 * tokens, 2 * tokens * (tokens + 1)
-    assert done - config.num_hidden_layers * 32 * (square - causal) == decoder_flops(config, tokens)
+    done -= config.num_hidden_layers * 32 * (square - causal)
+    # some versions of transformers make the angles of rotary positions by a product, (head_dim / 2, 1) x (1, tokens)
+    angles = 2 * tokens * getattr(config, "head_dim", 0) // 2
+    assert done - decoder_flops(config, tokens) in (0, angles)
 
 
 def test_logits_are_counted_where_they_are_made():

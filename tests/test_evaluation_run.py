@@ -134,23 +134,25 @@ def test_pictures_of_distinct_kinds_are_found_and_both_ways_of_naming_reported(s
     assert set(rows) == {
         "knn_accuracy, class token",
         "knn_accuracy, patch mean",
-        "zero_shot_top1, vision decoder",
-        "zero_shot_top5, vision decoder",
-        "zero_shot_top1, class token",
-        "zero_shot_top5, class token",
+        "zero_shot_top1",
+        "zero_shot_top5",
+        "zero_shot_top1, no vision decoder",
+        "zero_shot_top5, no vision decoder",
     }
     # Pictures of one kind are equal, but k = 5 neighbours hold the two equal ones and three strangers: two of one
     # other kind at least, so the sum of cosines decides between equal votes, and the equal pictures win it.
     assert rows["knn_accuracy, patch mean"][0] == 1.0
-    assert rows["zero_shot_top5, class token"][0] == 1.0  # there are but three kinds
+    assert rows["zero_shot_top5"][0] == 1.0  # there are but three kinds
     assert all(0.0 <= low <= value <= high <= 1.0 for value, low, high in rows.values())
 
 
 def test_a_student_that_has_not_moved_scores_as_its_teacher(student, teacher, pictures):
     before = {row[0]: row[1:] for row in run.picture_rows(run.PictureEncoder(str(teacher)), pictures, 4)}
     after = {row[0]: row[1:] for row in run.picture_rows(run.PictureEncoder(str(student)), pictures, 4)}
-    assert set(before) < set(after)  # the teacher has no vision decoder
-    assert {name: after[name] for name in before} == before
+    assert len(before) == 4
+    for name, figures in before.items():
+        # its vision decoder knows nothing yet, so the student names as the teacher does only without it
+        assert after[f"{name}, no vision decoder" if name.startswith("zero_shot") else name] == figures
 
 
 def test_patch_tokens_are_measured_as_they_pass(teacher):

@@ -216,6 +216,25 @@ def test_the_share_of_sampled_tokens_is_the_ratio(data, tmp_path):
     assert not torch.equal(masks[0], masks[1])
 
 
+def test_the_loss_runs_under_data_parallelism(data, tmp_path):
+    """Several forward passes a step, and a head that is called outside of them: what wraps the model must bear it."""
+    shape = {"num_character_classes": NUM_CHARACTER_CLASSES, "character_slots": 2}
+    model, teacher = model_and_teacher(**shape)
+    dataset = mixture(data, slots=2)
+    trainer = IntraScaleTrainer(
+        model=model, args=arguments(tmp_path, character_weight=1.0), train_dataset=dataset, teacher=teacher
+    )
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        for step in range(2):
+            model.zero_grad()
+            trainer.compute_loss(wrapped, dataset[step]).backward()
+            assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 # -- groups, arguments, columns --------------------------------------------------------------------
 
 

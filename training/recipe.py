@@ -178,6 +178,8 @@ def new_model(recipe: Recipe) -> tuple[UnitForPreTraining, UnitProcessor]:
     model.generation_config.bos_token_id = None
     model.generation_config.do_sample = False
     model.generation_config.max_new_tokens = 512
+    # a placeholder among the pieces read would ask for an image that is not there
+    model.generation_config.suppress_tokens = [config.image_token_id]
     connector = config.connector_config
     processor = UnitProcessor(
         new_image_processor(recipe),
@@ -196,6 +198,8 @@ def main(path: str | Path, overrides: list[str] | None = None) -> Path:
         torch.set_num_threads(recipe.threads)
     settings = {"report_to": "none", "remove_unused_columns": False, "per_device_train_batch_size": 1}
     settings |= {"dataloader_num_workers": 0, "label_names": ["labels"], "save_total_limit": 2}
+    # several forward passes a step, none with every parameter: over many devices the search for unused ones would trip
+    settings["ddp_find_unused_parameters"] = False
     settings["use_cpu"] = not torch.accelerator.is_available()  # bf16 on a CPU must be asked for
     arguments = UnitTrainingArguments(**(settings | recipe.training))
     if arguments.max_steps <= 0:

@@ -162,9 +162,9 @@ class PictureEncoder:
 
     Attributes:
         resolution: side in pixels of the pictures it takes, x1.
-        zero_shot: name of the way -> function of pictures to (B, 384) embeddings. Through the vision decoder, as the
-            paper keeps recognition, and straight from the class token by the teacher's projection: without the vision
-            decoder's loss only the second means anything.
+        zero_shot: way of naming -> function of pictures to (B, 384) embeddings. ``""`` is the model's own: a full
+            model's goes through the vision decoder, which is where the paper keeps recognition, an encoder's straight
+            from the class token. ``"no vision decoder"`` takes a full model's class token as if it were the teacher's.
         projection: (384, D) from the class token to the sentence encoder's space, or None.
         largest: largest magnitude among all patch tokens seen so far.
     """
@@ -187,7 +187,7 @@ class PictureEncoder:
             self.model = UnitForPreTraining.from_pretrained(path)
             if config.projection_dim:
                 self.projection = self.model.visual_projection.weight.detach()
-                self.zero_shot["vision decoder"] = self._decoded
+                self.zero_shot[""] = self._decoded
         else:
             if config.model_type not in PREFIX_TOKENS:
                 known = ", ".join(sorted(PREFIX_TOKENS))
@@ -198,7 +198,7 @@ class PictureEncoder:
         width = getattr(config, "vision_config", config).hidden_size
         if self.projection is not None and self.projection.shape[1] == width:
             self.projection = self.projection.to(device)
-            self.zero_shot["class token"] = self._projected
+            self.zero_shot["no vision decoder" if self.zero_shot else ""] = self._projected
         self.model.eval().to(device)
 
     def _pixels(self, pictures: list[Image.Image]) -> torch.Tensor:
@@ -270,7 +270,8 @@ def picture_rows(encoder: PictureEncoder, folder: Path, batch_size: int) -> Iter
     ways = [*encoder.zero_shot.items(), (None, None), (None, None)]  # two at most, one in either pass
     for (feature, encode), (way, embed) in zip(features.items(), ways, strict=False):
         for name, *figures in evaluate_images(encode, embed, folder, encoder.resolution, batch=batch_size):
-            yield (f"{name}, {way if name.startswith('zero_shot') else feature}", *figures)
+            detail = way if name.startswith("zero_shot") else feature
+            yield (f"{name}, {detail}" if detail else name, *figures)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
