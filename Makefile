@@ -51,7 +51,7 @@ train: $(VENV)/.dev ## train unit-tiny by its recipes in order; takes hours on t
 	set -e; for recipe in training/recipes/unit-tiny/[0-9]*.yaml; do $(UNIT) train $$recipe; done
 
 evaluate: $(VENV)/.dev ## measure MODEL on the held-out data; writes evaluation/report.md
-	$(UNIT) evaluate $(MODEL) --suite text,image --peers tesseract --out evaluation
+	$(UNIT) evaluate $(MODEL) --suite text,image --peers tesseract --limit 320 --teacher modeling_unit/checkpoints/unit-tiny-teacher --out evaluation
 
 clean: ## remove the environment and what the other targets wrote here; the data cache stays
 	rm -rf $(VENV) demo_output evaluation build *.egg-info .pytest_cache .ruff_cache
