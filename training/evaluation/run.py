@@ -132,7 +132,7 @@ def _text_suite(
         found.append(result.to_dict())
         if result.failed:
             notes.append(f"{name} failed on {result.failed} of {result.blocks} blocks; they count as read empty.")
-    return {"blocks": str(folder), "readers": found, "notes": notes}
+    return {"blocks": _shown(folder), "readers": found, "notes": notes}
 
 
 def page_reader(model: str, device: str = "cpu") -> Callable[[list[Image.Image]], list[str]]:
@@ -234,6 +234,12 @@ class PictureEncoder:
         return self.tokens(pictures)[0].float() @ self.projection.float().T
 
 
+def _shown(folder: Path) -> str:
+    """The folder as a report names it: nobody else's home is the writer's."""
+    folder, home = Path(folder), Path.home()
+    return f"~/{folder.relative_to(home).as_posix()}" if folder.is_relative_to(home) else str(folder)
+
+
 def _resolution(processor) -> int:
     """Side in pixels of the square pictures that an image processor makes."""
     if hasattr(processor, "base_size"):
@@ -256,7 +262,7 @@ def _image_suite(model: str, teacher: str | None, folder: Path, batch_size: int,
         # A tower with activations in the tens loses in front of a language model: RADIO, issue 15.
         size, largest = encoder.root_mean_square, encoder.largest
         notes.append(f"{name}: patch tokens have a root mean square of {size:.2f} and reach {largest:.1f}.")
-    return {"pictures": str(folder), "models": found, "notes": notes}
+    return {"pictures": _shown(folder), "models": found, "notes": notes}
 
 
 def picture_rows(encoder: PictureEncoder, folder: Path, batch_size: int) -> Iterator[tuple[str, float, float, float]]:
