@@ -58,6 +58,14 @@ def test_the_row_is_that_of_the_line():
     assert places.tolist() == [0, 0, 0]
 
 
+def test_the_row_is_where_the_middle_of_the_line_is():
+    boxes = np.array(
+        [[0, 5, 4, 13], [4, 6, 8, 12]], dtype=np.float32
+    )  # tops in the first row, middles (9) in the second
+    _, places = character_targets("ab", boxes, 2, 1, 8, 2)
+    assert places.tolist() == [1, 1]
+
+
 def test_white_space_and_line_breaks_have_no_place():
     boxes = np.zeros((5, 4), dtype=np.float32)
     boxes[0], boxes[2], boxes[4] = [0, 0, 4, 8], [8, 0, 12, 8], [0, 8, 4, 16]

@@ -301,6 +301,22 @@ def test_the_defaults_are_the_papers(tmp_path):
     assert (settings.character_weight, settings.alignment_weight) == (0.0, 0.0)
 
 
+def test_micro_batches_come_in_the_order_of_the_plan(data, tmp_path):
+    model, _ = model_and_teacher()
+    dataset = mixture(data, length=5)
+    seen = []
+    look_up = type(dataset).__getitem__
+
+    class Watched(MixtureDataset):
+        def __getitem__(self, step):
+            seen.append(step)
+            return look_up(self, step)
+
+    dataset.__class__ = Watched
+    UnitTrainer(model=model, args=arguments(tmp_path, max_steps=5), train_dataset=dataset).train()
+    assert seen == [0, 1, 2, 3, 4]
+
+
 # -- resuming --------------------------------------------------------------------------------------
 
 
