@@ -272,7 +272,9 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         settings = GroupArguments(**group)
         slots = model.config.character_slots if arguments.character_weight else 0
         plans.append(
-            GroupPlan(settings, GroupCollator(processor, settings.kind, settings.scale, slots), arguments.seed)
+            GroupPlan(
+                settings, GroupCollator(processor, settings.kind, settings.scale, slots, raw=True), arguments.seed
+            )
         )
     data = MixtureDataset(plans, _micro_batches(arguments))
     model = add_lora(model, LoraArguments(**recipe.lora))
@@ -280,7 +282,13 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         freeze_parts(model, ["projection"])  # the teacher's, kept as it is
     freeze_parts(model, arguments.freeze)
     stage = IntraScaleTrainer if recipe.stage == "intra_scale" else InterScaleTrainer
-    trainer = stage(model=model, args=arguments, train_dataset=data, teacher=teacher)
+    trainer = stage(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        teacher=teacher,
+        image_processor=processor.image_processor,
+    )
 
     def finish(out: Path) -> None:
         merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model

@@ -11,9 +11,10 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
-from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput
+from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput, UnitImageProcessor
 
 from .arguments import UnitTrainingArguments
+from .collator import normalized_pixels
 from .losses import alignment_loss, character_loss
 from .optim import PARTS, MuonWithAdamW, parameter_groups, part_of
 
@@ -54,20 +55,28 @@ class UnitTrainer(Trainer):
 
     Args:
         teacher: the encoder as it was before training, frozen [paper]; without it there is no `L_vis`.
+        image_processor: normalises the pixels of a raw [`GroupCollator`] on the device; not needed for others.
     """
 
     # groups that a stage must and may have
     required_groups: frozenset[str] = frozenset()
     allowed_groups: frozenset[str] = frozenset({"natural_x1", "natural_x4", "document_x1", "document_x4"})
 
-    def __init__(self, *args, teacher: nn.Module | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        teacher: nn.Module | None = None,
+        image_processor: UnitImageProcessor | None = None,
+        **kwargs,
+    ):
         kwargs.setdefault("data_collator", _only_item)
         super().__init__(*args, **kwargs)
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         if self.teacher is not None:
             self.teacher.to(self.args.device)
         self.model_accepts_loss_kwargs = False  # each micro-batch normalises its own loss
-        self._sums: dict[str, float] = defaultdict(float)
+        self.image_processor = image_processor
+        self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         # C is drawn from a generator of its own, so that runs with and without a teacher see the same everything else
         self._sampler = torch.Generator().manual_seed(self.args.seed)
@@ -98,6 +107,11 @@ class UnitTrainer(Trainer):
 
     def group_loss(self, model, name: str, batch: dict[str, Any]) -> tuple[torch.Tensor, UnitForPreTrainingOutput]:
         args: UnitTrainingArguments = self.args
+        for key in ("pixel_values", "teacher_pixel_values"):
+            if key in batch and batch[key].dtype == torch.uint8:
+                if self.image_processor is None:
+                    raise ValueError("The batch holds raw pixels: give the trainer the model's image_processor.")
+                batch[key] = normalized_pixels(batch[key], self.image_processor)
         classes = batch.pop("character_classes", None)
         places = batch.pop("token_places", None)
         teacher_pixels = batch.pop("teacher_pixel_values", None)
@@ -174,12 +188,14 @@ class UnitTrainer(Trainer):
     def _log(self, group: str, **values: torch.Tensor) -> None:
         for key, value in values.items():
             if value is not None:
-                self._sums[f"{group}/{key}"] += float(value.detach())
-                self._counts[f"{group}/{key}"] += 1
+                # summed where it lies: reading it would make the device wait at every step
+                name, value = f"{group}/{key}", value.detach().float()
+                self._sums[name] = self._sums[name] + value if name in self._sums else value
+                self._counts[name] += 1
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs and self._sums:
-            logs = logs | {key: round(self._sums[key] / self._counts[key], 5) for key in self._sums}
+            logs = logs | {key: round(float(self._sums[key]) / self._counts[key], 5) for key in self._sums}
             self._sums.clear()
             self._counts.clear()
         super().log(logs, *args, **kwargs)

@@ -5,6 +5,7 @@
     unit data from-pdfs                      # chunks-train: 160,000 chunks of real pages, about 10 minutes on 2 cores
     unit data from-pdfs --split validation   # blocks-validation and chunks-validation, a minute or two
     unit data make-pages                     # made-train and made-small-train: 26,000 drawn chunks, about a minute
+    unit data make-blanks                    # blank-train: 6,000 strips of pictures, nothing to read on them
     unit data pictures                       # pictures-train and pictures-validation
     unit data targets                        # what the teachers of recognition say about pictures-train
     unit data check-leaks                    # nothing of the validation sets is in the training sets
@@ -47,12 +48,22 @@ def add_parser(subparsers) -> None:
     pdfs.add_argument("--packages", nargs="+", metavar="DEB", help="Debian packages, default: those of the split")
     pdfs.add_argument("--rows", type=_positive, help="stop after so many rows (of each data set)")
     pdfs.add_argument("--max-pages", type=_positive, help="look at so many pages at most")
+    pdfs.add_argument("--pages-per-pdf", type=_positive, help="of one document, so many pages at most")
+    pdfs.add_argument(
+        "--documents", type=Path, metavar="FILE", help="only these: a text file, PACKAGE/PATH/IN/IT.pdf on each line"
+    )
+    pdfs.add_argument("--name", help="of the data set that is built, when the split has one only")
     _common(pdfs)
 
     made = commands.add_parser("make-pages", help="chunks of text drawn in many fonts and conditions")
     made.add_argument("--kind", choices=tuple(MADE_SETS), help="only dense chunks, or only sparse small canvases")
     made.add_argument("--rows", type=_positive, help="how many rows (of each kind)")
     _common(made)
+
+    blanks = commands.add_parser("make-blanks", help="strips of pictures-train with nothing to read on them")
+    blanks.add_argument("--rows", type=_positive, default=6_000)
+    blanks.add_argument("--out", type=Path, help="parent folder of the data sets, default: the cache")
+    blanks.add_argument("--seed", type=int, default=0)
 
     for name, told in (
         ("pictures", "captioned pictures from Debian and npm packages"),
@@ -89,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         return {
             "from-pdfs": _from_pdfs,
             "make-pages": _make_pages,
+            "make-blanks": _make_blanks,
             "pictures": _pictures,
             "targets": _targets,
             "check-leaks": _check_leaks,
@@ -113,14 +125,18 @@ def _from_pdfs(args: argparse.Namespace) -> int:
     packages = args.packages or (list(TRAIN_PACKAGES) if train else heldout.validation_packages())
     if train:
         heldout.refuse_validation_packages(packages)
+    documents = pdf.read_document_list(args.documents) if args.documents else None
+    if args.name and len(PDF_SETS[args.split]) > 1:
+        raise ValueError(f"--name fits one data set; --split {args.split} builds {len(PDF_SETS[args.split])}")
     unwanted = heldout.validation_text_filter() if train else None
     for name, rows, pages_per_pdf in PDF_SETS[args.split]:
-        out = _parent(args) / name
+        out = _parent(args) / (args.name or name)
         wishes = {
             "max_pages": args.max_pages,
             "max_rows": args.rows or rows,
-            "pages_per_pdf": pages_per_pdf,
+            "pages_per_pdf": args.pages_per_pdf or pages_per_pdf,
             "workers": args.workers,
+            "documents": documents,
         }
         if name.startswith("blocks"):
             report = pdf.build_blocks(packages, out, args.seed, split=args.split, **wishes)
@@ -141,6 +157,15 @@ def _make_pages(args: argparse.Namespace) -> int:
             out, args.rows or rows, args.seed, kind=kind, workers=args.workers, unwanted=unwanted
         )
         print(f"{out}: {report}")
+    return 0
+
+
+def _make_blanks(args: argparse.Namespace) -> int:
+    from training.data.blanks import build_blanks
+    from training.data.sources import data_folder
+
+    out = _parent(args) / "blank-train"
+    print(f"{out}: {build_blanks(data_folder('pictures-train'), out, args.rows, args.seed)}")
     return 0
 
 
