@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
 
 from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput
 
 from .arguments import UnitTrainingArguments
 from .losses import alignment_loss, character_loss
 from .optim import PARTS, MuonWithAdamW, parameter_groups, part_of
+from .schedule import TimeLimit
 
 
 def freeze_parts(model: nn.Module, parts: list[str]) -> None:
@@ -49,7 +49,7 @@ def trainable_table(model: nn.Module) -> str:
     return "\n".join(lines)
 
 
-class UnitTrainer(Trainer):
+class UnitTrainer(TimeLimit):
     """Joint training `L_lan + lambda * L_vis` [paper] on micro-batches of groups (see `training/data/mixture.py`).
 
     Args:
