@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer
 
 from modeling_unit import UnitImageProcessor, UnitVisionConfig, UnitVisionModel
 
@@ -25,6 +24,7 @@ from .collator import _open
 from .data.augment import composite_picture
 from .data.mixture import RowSource, SourceArguments, _endless_permutation
 from .optim import MuonWithAdamW, parameter_groups
+from .schedule import TimeLimit
 from .trainer import _only_item
 
 PROJECTION_FILE = "visual_projection.safetensors"
@@ -110,7 +110,7 @@ class PictureTargets(Dataset):
         }
 
 
-class TeacherTrainer(Trainer):
+class TeacherTrainer(TimeLimit):
     """Trains a [`TeacherModel`]; `save_teacher` writes the encoder as a plain UNIT encoder repository."""
 
     def __init__(self, *args, **kwargs):

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
 
 from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput, UnitImageProcessor
 
@@ -17,6 +16,7 @@ from .arguments import UnitTrainingArguments
 from .collator import normalized_pixels
 from .losses import alignment_loss, character_loss
 from .optim import PARTS, MuonWithAdamW, parameter_groups, part_of
+from .schedule import TimeLimit
 
 
 def freeze_parts(model: nn.Module, parts: list[str]) -> None:
@@ -50,7 +50,7 @@ def trainable_table(model: nn.Module) -> str:
     return "\n".join(lines)
 
 
-class UnitTrainer(Trainer):
+class UnitTrainer(TimeLimit):
     """Joint training `L_lan + lambda * L_vis` [paper] on micro-batches of groups (see `training/data/mixture.py`).
 
     Args:
