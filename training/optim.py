@@ -19,7 +19,7 @@ PARTS = {
     "language_decoder": r"(^|\.)language_model\.",
     "vision_decoder": r"(^|\.)vision_decoder\.",
     "projection": r"(^|\.)visual_projection\.",
-    "heads": r"(^|\.)(character_head|imagenet_head|logit_scale)",
+    "heads": r"(^|\.)(character_head|imagenet_head|dense_head|logit_scale)",
 }
 
 
