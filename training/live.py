@@ -52,11 +52,9 @@ RECOLOURED, BRIGHTNESS, CONTRAST, SATURATION, TINT, COLOURLESS = 0.8, 0.3, 0.3, 
 EIGHTH = 8  # an eighth of a batch is blurred, the next one noisy: whole slices, since a batch is in random order
 MIXED = 4  # and the last quarter mixed with one another
 
-# Weights of the losses, all [ours]: each starts between 1 and 6, and none may drown the class token's distillation
-KL_WEIGHT, KL_TEMPERATURE = (
-    2.0,
-    2.0,
-)  # two: what comes second and third is most of what a classifier knows of a drawing
+# Weights of the losses, all [ours]: each term starts between 1 and 4, so that none drowns another
+KL_TEMPERATURE = 2.0  # what comes second and third is most of what a classifier knows of a drawing
+KL_WEIGHT = KL_TEMPERATURE**2  # gradients as large as at temperature 1 (Hinton et al., arXiv 1503.02531)
 RELATION_WEIGHT, RELATION_TEMPERATURE = 1.0, 0.1  # neighbours of the class token become the classifier's neighbours
 DENSE_WEIGHT = 1.0
 CONTRAST_WEIGHT = 0.5  # its start is log(B) = 6
