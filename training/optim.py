@@ -6,6 +6,7 @@ character accuracy that AdamW did not reach in an hour.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -19,7 +20,7 @@ PARTS = {
     "language_decoder": r"(^|\.)language_model\.",
     "vision_decoder": r"(^|\.)vision_decoder\.",
     "projection": r"(^|\.)visual_projection\.",
-    "heads": r"(^|\.)(character_head|imagenet_head|logit_scale)",
+    "heads": r"(^|\.)(character_head|imagenet_head|dense_head|logit_scale)",
 }
 
 
@@ -85,8 +86,63 @@ def parameter_groups(
     return list(groups.values())
 
 
+class BatchedMuon(torch.optim.Muon):
+    """`torch.optim.Muon` with the matrices of one shape stacked, for GPUs.
+
+    torch's takes some 20 kernels for each matrix, one matrix after another, which is longer than a small model's
+    backward pass. Its state is the same, its updates are up to the rounding of bfloat16.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params: list[torch.Tensor] = []
+            grads: list[torch.Tensor] = []
+            buffers: list[torch.Tensor] = []
+            self._init_group(group, params, grads, buffers)
+            if not params:
+                continue
+            momentum, rate = group["momentum"], group["lr"]
+            torch._foreach_lerp_(buffers, grads, 1 - momentum)
+            updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
+            torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
+            by_shape: dict[tuple[int, int], list[int]] = {}
+            for index, parameter in enumerate(params):
+                by_shape.setdefault(tuple(parameter.shape), []).append(index)
+            for (rows, columns), members in by_shape.items():
+                stacked = torch.stack([updates[index] for index in members])  # (K, rows, columns)
+                stacked = orthogonalised(stacked, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                # match_rms_adamw, as in torch
+                scale = -rate * 0.2 * math.sqrt(max(rows, columns))
+                chosen = [params[index] for index in members]
+                torch._foreach_add_(chosen, list(stacked.to(chosen[0].dtype).unbind()), alpha=scale)
+        return loss
+
+
+def orthogonalised(
+    matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> torch.Tensor:
+    """Newton-Schulz iterations in bfloat16 on `(K, rows, columns)`, as `torch.optim.Muon` does them one by one."""
+    a, b, c = coefficients
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
 class MuonWithAdamW(torch.optim.Optimizer):
     """`torch.optim.Muon` on the groups marked `muon`, `torch.optim.AdamW` on the others, behind one interface.
+
+    Matrices on a GPU are taken by [`BatchedMuon`].
 
     The groups are shared with the inner optimisers, so a learning rate scheduler that writes `group["lr"]` reaches
     both.
@@ -99,7 +155,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.inner = []
         if muon_groups:
             # match_rms_adamw: updates as large as AdamW's, so one weight decay and schedule serve both
-            self.inner.append(torch.optim.Muon(muon_groups, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
+            on_gpu = all(parameter.is_cuda for group in muon_groups for parameter in group["params"])
+            muon = BatchedMuon if on_gpu else torch.optim.Muon
+            self.inner.append(muon(muon_groups, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
         if adamw_groups:
             self.inner.append(torch.optim.AdamW(adamw_groups, betas=betas))
         super().__init__([group for optimizer in self.inner for group in optimizer.param_groups], {})

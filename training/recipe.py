@@ -33,6 +33,7 @@ from modeling_unit import (
 from .arguments import LoraArguments, UnitTrainingArguments
 from .collator import NUM_CHARACTER_CLASSES, GroupCollator
 from .data.mixture import GroupArguments, GroupPlan, MixtureDataset, SourceArguments
+from .live import LiveArguments, LivePictures, LiveTeacherModel, LiveTeacherTrainer, live_views
 from .lora import add_lora
 from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
 from .tokenizer import TASK_TOKENS, byte_tokenizer
@@ -63,6 +64,7 @@ class Recipe:
         image_processor: settings of [`UnitImageProcessor`] of a new model.
         groups: rows of each kind and scale in a micro-batch (stages 1 and 2).
         pictures, pictures_per_batch: data set and batch of stage zero.
+        live: settings of [`LiveArguments`]: stage zero by live distillation, for a GPU; else from cached targets.
         training: settings of [`UnitTrainingArguments`].
         lora: settings of [`LoraArguments`].
         threads: CPU threads; 0 leaves torch's choice.
@@ -76,6 +78,7 @@ class Recipe:
     groups: list[dict[str, Any]] = field(default_factory=list)
     pictures: str | None = None
     pictures_per_batch: int = 64
+    live: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
     threads: int = 0
@@ -117,6 +120,7 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {data['stage']!r}.")
     _check_keys(data.get("training") or {}, UnitTrainingArguments, "`training`")
     _check_keys(data.get("lora") or {}, LoraArguments, "`lora`")
+    _check_keys(data.get("live") or {}, LiveArguments, "`live`")
     for group in _list(data.get("groups"), "`groups`"):
         _check_keys(group, GroupArguments, "a group")
         for source in _list(group.get("sources"), "`sources`"):
@@ -226,15 +230,21 @@ def _micro_batches(arguments: UnitTrainingArguments) -> int:
 
 def _teacher_run(recipe: Recipe, arguments: UnitTrainingArguments):
     processor = new_image_processor(recipe)
-    model = TeacherModel(UnitVisionConfig(**recipe.model.get("vision_config", {})))
-    data = PictureTargets(
-        recipe.pictures or "pictures-train",
-        processor,
-        recipe.pictures_per_batch,
-        _micro_batches(arguments),
-        arguments.seed,
-    )
-    trainer = TeacherTrainer(model=model, args=arguments, train_dataset=data)
+    config = UnitVisionConfig(**recipe.model.get("vision_config", {}))
+    pictures = recipe.pictures or "pictures-train"
+    length = _micro_batches(arguments)
+    if recipe.live:
+        settings = LiveArguments(**recipe.live)
+        views = live_views(
+            pictures, settings, processor.image_mean, processor.image_std, arguments.device, arguments.seed
+        )
+        model = LiveTeacherModel(config, imagenet_width=views.classifier.width)
+        data = LivePictures(len(views.store.rgba), recipe.pictures_per_batch, length, arguments.seed)
+        trainer = LiveTeacherTrainer(model=model, args=arguments, train_dataset=data, views=views)
+    else:
+        model = TeacherModel(config)
+        data = PictureTargets(pictures, processor, recipe.pictures_per_batch, length, arguments.seed)
+        trainer = TeacherTrainer(model=model, args=arguments, train_dataset=data)
 
     def finish(out: Path) -> None:
         save_teacher(model, out)

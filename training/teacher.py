@@ -117,18 +117,18 @@ class TeacherTrainer(TimeLimit):
         kwargs.setdefault("data_collator", _only_item)
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
-        self._sums: dict[str, list[float]] = defaultdict(list)
+        self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, **kwargs):
         output = model(**inputs)
         for key, value in output.items():
             if key != "loss":
-                self._sums[key].append(float(value.detach()))
+                self._sums[key].append(value.detach())  # a number only when logged: float() waits for the device
         return (output["loss"], output) if return_outputs else output["loss"]
 
     def log(self, logs, *args, **kwargs):
         if "loss" in logs and self._sums:
-            logs = logs | {key: round(sum(values) / len(values), 5) for key, values in self._sums.items()}
+            logs = logs | {key: round(float(torch.stack(values).mean()), 5) for key, values in self._sums.items()}
             self._sums.clear()
         super().log(logs, *args, **kwargs)
 

@@ -8,6 +8,7 @@
     unit data make-blanks                    # blank-train: 6,000 strips of pictures, nothing to read on them
     unit data pictures                       # pictures-train and pictures-validation
     unit data targets                        # what the teachers of recognition say about pictures-train
+    unit data shrink SRC OUT                 # a copy of a picture data set in a third of the bytes, to carry elsewhere
     unit data check-leaks                    # nothing of the validation sets is in the training sets
 """
 
@@ -73,6 +74,13 @@ def add_parser(subparsers) -> None:
         command.add_argument("--out", type=Path, help="parent folder of the data sets, default: the cache")
         command.add_argument("--seed", type=int, default=0)
 
+    small = commands.add_parser("shrink", help="a small copy of a picture data set, its pictures as lossy WebP")
+    small.add_argument("source", type=Path, metavar="SRC", help="a folder, or the name of a data set in the cache")
+    small.add_argument("out", type=Path, metavar="OUT", help="folder of the copy")
+    small.add_argument("--max-side", type=_positive, default=256, help="px, larger pictures are scaled down to it")
+    small.add_argument("--quality", type=_positive, default=85, help="of WebP, 1 to 100")
+    small.add_argument("--workers", type=_positive, default=2, help="threads")
+
     leaks = commands.add_parser("check-leaks", help="look for validation data in the training data")
     leaks.add_argument("--train", nargs="+", type=Path, metavar="FOLDER", help="default: all …-train in the cache")
     leaks.add_argument("--validation", nargs="+", type=Path, metavar="FOLDER", help="default: all …-validation")
@@ -103,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
             "make-blanks": _make_blanks,
             "pictures": _pictures,
             "targets": _targets,
+            "shrink": _shrink,
             "check-leaks": _check_leaks,
         }[args.data_command](args)
     except ModuleNotFoundError as error:
@@ -183,6 +192,16 @@ def _targets(args: argparse.Namespace) -> int:
     from training.data import targets
 
     targets.build(_parent(args), args.seed)
+    return 0
+
+
+def _shrink(args: argparse.Namespace) -> int:
+    from training.data.shrink import shrink
+    from training.data.sources import data_folder
+
+    source = args.source if args.source.is_dir() else data_folder(str(args.source))
+    report = shrink(source, args.out, args.max_side, args.quality, args.workers)
+    print(f"{args.out}: {report['rows']} pictures in {report['bytes'] / 1e6:.1f} MB")
     return 0
 
 
