@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 from benchmarks.common import decoder_flops, encoder_flops, matmul_rate, peak_memory, training_flops
 from training.evaluation.report import machine, markdown_table
 
-RECIPE = Path(__file__).resolve().parents[1] / "training" / "recipes" / "unit-tiny-cpu" / "2-intra-scale.yaml"
+RECIPE = Path(__file__).resolve().parents[1] / "training" / "recipes" / "unit-tiny" / "2-intra-scale.yaml"
 WARMUP = 3
 
 
