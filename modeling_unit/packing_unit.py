@@ -45,10 +45,8 @@ class UnitPackedOutput(BaseModelOutputWithPooling):
 
     def spatial(self, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """The patch tokens of each image as a map, `(rows_i, cols_i, D)`."""
-        return tuple(
-            own[1:].unflatten(0, grid)
-            for own, grid in zip(self.split(tokens), self.image_grid_hw.tolist(), strict=True)
-        )
+        images = zip(self.split(tokens), self.image_grid_hw.tolist(), strict=True)
+        return tuple(own[len(own) - rows * cols :].unflatten(0, (rows, cols)) for own, (rows, cols) in images)
 
 
 def split_packed(tokens: torch.Tensor, cu_seqlens: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -93,6 +91,32 @@ def pack_images(images: Sequence[torch.Tensor], patch_size: int) -> dict[str, to
     if len({each.shape[1] for each in patches}) > 1:
         raise ValueError("The images of a pack must all have the same number of channels.")
     return {"pixel_values": torch.cat(patches), "image_grid_hw": torch.tensor(grids)}
+
+
+def padded(tokens: torch.Tensor, lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(sum L_i, D)` to `(B, longest, D)`, zero behind each sequence, and its mask `(B, longest)`."""
+    rows = torch.nn.utils.rnn.pad_sequence(tokens.split(list(lengths)), batch_first=True)
+    lengths = torch.tensor(list(lengths), device=tokens.device)
+    return rows, torch.arange(rows.shape[1], device=tokens.device)[None, :] < lengths[:, None]
+
+
+def neighbours(grids: Sequence[tuple[int, int]], unshuffle: int) -> torch.Tensor:
+    """Which patches of a pack come together in u x u squares, `(sum K_i, u * u)`: row by row, in each square too.
+
+    Squares that reach over the bottom or the right hold the number behind the last patch, sum N_i, there.
+    """
+    total = sum(rows * cols for rows, cols in grids)
+    known, places, start = {}, [], 0
+    for rows, cols in grids:
+        if (rows, cols) not in known:
+            own = torch.arange(rows * cols).view(rows, cols)
+            own = F.pad(own, (0, -cols % unshuffle, 0, -rows % unshuffle), value=-1)
+            own = own.unflatten(1, (-1, unshuffle)).unflatten(0, (-1, unshuffle))  # (rows', u, cols', u)
+            known[rows, cols] = own.transpose(1, 2).reshape(-1, unshuffle * unshuffle)
+        own = known[rows, cols]
+        places.append(torch.where(own < 0, total, own + start))
+        start += rows * cols
+    return torch.cat(places)
 
 
 def check_pack(pixel_values: torch.Tensor, image_grid_hw: torch.Tensor, patch_values: int) -> None:

@@ -1,19 +1,39 @@
 """Images of different sizes in one pack: each gets what it would get alone, and nothing is padded."""
 
+import numpy as np
 import pytest
 import torch
-from tiny import image_processor, noise, processor, unit_model, vision_config
+from PIL import Image
+from tiny import (
+    IMAGE_TOKEN,
+    QWEN3,
+    document_row,
+    draw_page,
+    image_processor,
+    noise,
+    picture_row,
+    processor,
+    unit_model,
+    vision_config,
+)
+from transformers import GenerationConfig
 
-from modeling_unit import UnitVisionModel
+from modeling_unit import Reader, UnitForConditionalGeneration, UnitModel, UnitVisionModel
+from modeling_unit.layout_unit import LayoutSettings
 from modeling_unit.packing_unit import (
     PackedLayout,
     flex_block_mask,
+    neighbours,
     pack_images,
     packed_method,
     patchify,
     split_packed,
     unpatchify,
 )
+from training.collator import NUM_CHARACTER_CLASSES, GroupCollator
+from training.data.mixture import GroupArguments, GroupPlan, MixtureDataset, SourceArguments
+from training.data.schema import write_shards
+from training.trainer import IntraScaleTrainer
 
 GRIDS = [(4, 6), (2, 3), (1, 1), (3, 8), (6, 4), (1, 9), (2, 3)]  # three of 24 patches, two of 6: runs of equal length
 SETTINGS = [
@@ -308,3 +328,259 @@ def test_a_pack_equals_one_by_one_on_a_gpu(dtype):
     for own, image in zip(model(**pack).split(), images(), strict=True):
         expected = model(image[None].cuda()).last_hidden_state[0]
         close(own.float(), expected.float(), atol=1e-4 if dtype == torch.float32 else 0.1)
+
+
+# -- from pictures to packs ------------------------------------------------------------------------
+
+
+PICTURES = [(50, 22), (20, 30), (64, 64), (9, 70)]  # width and height
+
+
+@pytest.mark.parametrize("kind", ["natural", "document"])
+def test_the_image_processor_packs_the_pixels_that_it_would_pad(kind):
+    pictures = [noise(*size, seed=index) for index, size in enumerate(PICTURES)]
+    read = image_processor()
+    padded, packed = (read(pictures, kind=kind, return_packed=each) for each in (False, True))
+    assert set(packed) == {"pixel_values", "image_grid_hw"}
+    assert torch.equal(packed["image_grid_hw"], padded["spatial_shapes"])
+    assert packed["pixel_values"].dtype == torch.float32
+    counts = packed["image_grid_hw"].prod(dim=1).tolist()
+    for row, patches, (rows, cols) in zip(
+        padded["pixel_values"], packed["pixel_values"].split(counts), packed["image_grid_hw"].tolist(), strict=True
+    ):
+        assert torch.equal(unpatchify(patches[None], rows, cols, 8)[0], row[:, : rows * 8, : cols * 8])
+
+
+def test_a_pack_from_the_image_processor_is_the_one_of_the_tensors():
+    pictures = [noise(*size, seed=index) for index, size in enumerate(PICTURES)]
+    read = image_processor()
+    packed = read(pictures, return_packed=True)
+    single = [read(picture)["pixel_values"][0] for picture in pictures]
+    for name, value in pack_images(single, 8).items():
+        assert torch.equal(packed[name], value)
+
+
+# -- connectors, language decoder, vision decoder --------------------------------------------------
+
+
+def pages(processor, packed: bool, task="ocr"):
+    pictures = [noise(*size, seed=index) for index, size in enumerate(PICTURES)]
+    return processor(images=pictures, task=task, return_packed=packed)
+
+
+def test_neighbouring_patches_by_hand():
+    # 2 x 3 patches numbered 0 to 5, then 1 x 1, number 6; 7 stands for padding
+    assert neighbours([(2, 3), (1, 1)], 2).tolist() == [[0, 1, 3, 4], [2, 7, 5, 7], [6, 7, 7, 7]]
+
+
+@pytest.mark.parametrize(("connector", "unshuffle"), [("mlp", 1), ("mlp", 2), ("mlp", 3), ("qformer", 1)])
+@torch.no_grad()
+def test_a_pack_is_read_as_the_padded_batch_is(connector, unshuffle):
+    model = shaken(unit_model(connector=connector, unshuffle=unshuffle))
+    read = processor(connector=connector, unshuffle=unshuffle)
+    padded, packed = pages(read, False), pages(read, True)
+    assert torch.equal(padded["input_ids"], packed["input_ids"])
+    one, other = model(**padded), model(**packed)
+    real = padded["attention_mask"].bool()
+    close(other.logits[real], one.logits[real], atol=1e-4)
+    features = other.image_features
+    close(
+        features.visual_tokens[features.visual_mask], one.image_features.visual_tokens[one.image_features.visual_mask]
+    )
+    close(features.patches[0], one.image_features.patches[one.image_features.patch_mask])
+    close(features.prefix, one.image_features.prefix)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"do_sample": False}, {"num_beams": 2, "num_return_sequences": 2}],
+    ids=["greedy", "beams"],
+)
+@torch.no_grad()
+def test_generation_from_a_pack_is_that_from_the_padded_batch(settings):
+    model = shaken(unit_model(text=QWEN3)).double()
+    read = processor()
+    texts = [model.generate(**pages(read, packed), max_new_tokens=6, **settings) for packed in (False, True)]
+    assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("name", ["clip_vision_model", "dinov2_with_registers", "siglip2_vision_model"])
+@torch.no_grad()
+def test_encoders_of_transformers_take_packs_too(name):
+    vision = {"model_type": name, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
+    vision |= {"intermediate_size": 48, "image_size": 32}
+    vision |= {"num_patches": 16} if name == "siglip2_vision_model" else {}
+    model = shaken(unit_model(vision=vision))
+    prefix, patches = model.encode_packed(**pack_images(images(), 8))
+    alone = UnitModel(model.config).eval()
+    alone.vision_model.load_state_dict(model.vision_model.state_dict())
+    output = alone(**pack_images(images(), 8))
+    for index, (own, image, (rows, cols)) in enumerate(zip(output.split(), images(), GRIDS, strict=True)):
+        one_prefix, one_patches, _, _ = model.encode(image[None])
+        close(prefix[index], one_prefix[0])
+        close(own, torch.cat([one_prefix[0], one_patches[0]]))
+        close(output.spatial()[index], one_patches[0].unflatten(0, (rows, cols)))
+    close(patches, torch.cat([model.encode(image[None])[1][0] for image in images()]))
+
+
+@torch.no_grad()
+def test_a_full_checkpoints_encoder_takes_packs():
+    model = shaken(UnitModel(unit_model().config))
+    output = model(**pack_images(images(), 8))
+    close(output.split()[3], model(images()[3][None]).last_hidden_state[0])
+
+
+@pytest.mark.parametrize("finer", [False, True])
+def test_the_vision_loss_of_a_pack_is_the_mean_over_all_tokens(finer):
+    """By hand from the images one by one; `finer`: the teacher saw them at half the side."""
+    model = shaken(unit_model())
+    grids = [(4, 6), (2, 2), (4, 6)]
+    seen = [(rows // 2, cols // 2) if finer else (rows, cols) for rows, cols in grids]
+    targets = [torch.randn(1 + rows * cols, 32) for rows, cols in seen]
+    sums, count = torch.zeros(3), 0
+    for image, target, grid in zip(images(grids), targets, seen, strict=True):
+        output = model(pixel_values=image[None], teacher_features=target[None], teacher_grid=grid)
+        terms = torch.stack([output.vision_loss, output.vision_cosine, output.vision_l1])
+        sums, count = sums + terms * len(target), count + len(target)
+    packed = model(
+        **pack_images(images(grids), 8),
+        teacher_features=torch.cat(targets)[None],
+        teacher_grid=torch.tensor(seen),
+    )
+    close(torch.stack([packed.vision_loss, packed.vision_cosine, packed.vision_l1]), sums / count)
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def test_a_page_reads_alike_packed_and_padded():
+    model = unit_model(text=QWEN3, model_class=UnitForConditionalGeneration).double()
+    model.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0)
+    settings = LayoutSettings(
+        document_area=4096, max_width=128, patch_size=8, max_lines=1, x_height=6.0, min_x_height=5.0
+    )
+    page = Image.new("L", (160, 120), 245)
+    for top, text in ((4, "a quiet stone"), (40, "moss"), (80, "under the leaning fir")):
+        page.paste(draw_page(text, 150, 20, 12), (4, top))
+    found = []
+    for packed in (False, True):
+        reader = Reader(model, processor(), settings=settings, packed=packed)
+        found.append((reader.read(page), reader.describe([noise(50, 22), noise(20, 30)], max_new_tokens=5)))
+    assert len(found[0][0].blocks) > 1
+    for (page, captions), (other, others) in [found]:
+        assert page.text == other.text
+        assert page.confidence == pytest.approx(other.confidence, rel=1e-5)
+        assert [caption.text for caption in captions] == [caption.text for caption in others]
+
+
+def test_on_a_cpu_reading_pads_unless_told_otherwise():
+    model = unit_model(text=QWEN3, model_class=UnitForConditionalGeneration)
+    assert not Reader(model, processor()).packed
+    assert Reader(model, processor(), packed=True).packed
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+ROWS = [document_row("one\ntwo", 48, 16, 0), document_row("much longer", 90, 30, 1), document_row("x", 10, 8, 2)]
+
+
+def test_a_pack_of_rows_holds_what_each_row_alone_holds():
+    read = processor()
+    alone = [GroupCollator(read, "document", 4, 2)([row], None) for row in ROWS]
+    pack = GroupCollator(read, "document", 4, 2, packed=True)(ROWS, None)
+    assert pack["image_grid_hw"].tolist() == [[2, 6], [4, 12], [1, 2]]
+    counts = pack["image_grid_hw"].prod(dim=1).tolist()
+    patches, classes = pack["pixel_values"].split(counts), pack["character_classes"][0].split(counts)
+    assert pack["input_ids"].shape[1] % 64 == 0
+    for index, one in enumerate(alone):
+        assert torch.equal(patches[index], patchify(one["pixel_values"], 8)[0])
+        assert torch.equal(classes[index], one["character_classes"][0])
+        used = int(one["attention_mask"].sum())
+        fills = {"input_ids": 0, "labels": -100, "attention_mask": 0, "token_places": -1}
+        for name, fill in fills.items():
+            assert torch.equal(pack[name][index, :used], one[name][0, :used]), name
+            assert (pack[name][index, used:] == fill).all(), name
+        assert int((pack["input_ids"][index] == IMAGE_TOKEN).sum()) == counts[index]
+
+
+def test_pictures_at_x4_bring_their_pack_at_x1():
+    pack = GroupCollator(processor(), "natural", 4, packed=True)([picture_row("a", seed=1), picture_row("b")], None)
+    assert pack["image_grid_hw"].tolist() == [[8, 8]] * 2
+    assert pack["teacher_grid"].tolist() == [[4, 4]] * 2
+    assert pack["teacher_pixel_values"].shape == (32, 192)
+
+
+def test_the_language_loss_of_a_pack_is_the_mean_over_all_labels():
+    model, read = shaken(unit_model(text=QWEN3)), processor()
+    total = count = 0.0
+    for row in ROWS:
+        batch = GroupCollator(read, "document", 4)([row], None)
+        batch.pop("token_places")
+        labels = int((batch["labels"] != -100).sum())
+        total, count = total + model(**batch).language_loss.item() * labels, count + labels
+    pack = GroupCollator(read, "document", 4, packed=True)(ROWS, None)
+    pack.pop("token_places")
+    assert model(**pack).language_loss.item() == pytest.approx(total / count, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    root = tmp_path_factory.mktemp("packs")
+    sizes = [(40, 8), (64, 16), (100, 8), (130, 24)]
+    documents = [document_row(f"row {index}", *sizes[index % 4], seed=index) for index in range(40)]
+    write_shards(documents, root / "document")
+    write_shards([picture_row(f"thing {index}", seed=index) for index in range(12)], root / "natural")
+    return root
+
+
+def plan(shards, kind="document", seed=3, slots=0, **given) -> GroupPlan:
+    settings = given or {"patches": 64}
+    arguments = GroupArguments(
+        kind, 4 if kind == "document" else 1, packed=True, sources=[SourceArguments(str(shards / kind))], **settings
+    )
+    return GroupPlan(arguments, GroupCollator(processor(), kind, arguments.scale, slots, packed=True), seed, window=4)
+
+
+def test_packs_mix_sizes_and_keep_within_their_patches(shards):
+    group = plan(shards)
+    grids = [group[step]["image_grid_hw"] for step in range(12)]
+    assert all(int(each.prod(dim=1).sum()) <= 64 for each in grids)
+    assert any(len({tuple(grid) for grid in each.tolist()}) > 1 for each in grids)
+    assert np.mean([int(each.prod(dim=1).sum()) for each in grids]) > 40
+    assert [group.batch(step) for step in range(12)] == [plan(shards).batch(step) for step in range(12)]
+
+
+def test_packs_of_a_given_number_of_rows(shards):
+    group = plan(shards, rows=3)
+    assert {len(group[step]["image_grid_hw"]) for step in range(8)} == {3}
+
+
+def test_every_tensor_moves_when_both_groups_are_packs(shards, tmp_path):
+    from test_trainer import arguments, model_and_teacher, moved
+
+    changes = {"num_character_classes": NUM_CHARACTER_CLASSES, "character_slots": 2}
+    model, teacher = model_and_teacher(**changes)
+    model.language_model.set_attn_implementation("eager")
+    data = MixtureDataset([plan(shards, "natural", rows=3), plan(shards, slots=2)], 3)
+    settings = arguments(tmp_path, character_weight=1.0, alignment_weight=1.0)
+    trainer = IntraScaleTrainer(model=model, args=settings, train_dataset=data, teacher=teacher)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer.train()
+    assert moved(model, before) == set(before)
+    logged = set().union(*trainer.state.log_history)
+    wanted = {"natural_x1/vision_loss", "document_x4/character_loss", "document_x4/alignment_loss"}
+    assert wanted <= logged
+
+
+def test_the_class_token_of_each_picture_is_always_among_the_sampled(shards, tmp_path):
+    from test_trainer import arguments, model_and_teacher
+
+    model, teacher = model_and_teacher()
+    data = MixtureDataset([plan(shards, "natural", rows=3), plan(shards)], 3)
+    settings = arguments(tmp_path, token_sampling_ratio=1e-9)
+    trainer = IntraScaleTrainer(model=model, args=settings, train_dataset=data, teacher=teacher)
+    pack = pack_images(images(), 8)
+    targets = trainer.teacher_targets(pack["pixel_values"], pack["image_grid_hw"])
+    assert targets["teacher_token_mask"][0].nonzero().flatten().tolist() == [0, 25, 32, 34, 59, 84, 94]
+    close(targets["teacher_features"][0], teacher(**pack).last_hidden_state, atol=0)

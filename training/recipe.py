@@ -272,7 +272,11 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         settings = GroupArguments(**group)
         slots = model.config.character_slots if arguments.character_weight else 0
         plans.append(
-            GroupPlan(settings, GroupCollator(processor, settings.kind, settings.scale, slots), arguments.seed)
+            GroupPlan(
+                settings,
+                GroupCollator(processor, settings.kind, settings.scale, slots, settings.packed),
+                arguments.seed,
+            )
         )
     data = MixtureDataset(plans, _micro_batches(arguments))
     model = add_lora(model, LoraArguments(**recipe.lora))
