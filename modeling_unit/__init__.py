@@ -28,6 +28,7 @@ from .modeling_unit import (
     UnitModel,
     UnitVisionDecoder,
 )
+from .packing_unit import UnitPackedOutput, pack_images, split_packed
 from .processing_unit import UnitProcessor
 from .reading_unit import Reader
 
@@ -42,12 +43,15 @@ __all__ = [
     "UnitImageFeatures",
     "UnitImageProcessor",
     "UnitModel",
+    "UnitPackedOutput",
     "UnitProcessor",
     "UnitVisionConfig",
     "UnitVisionDecoder",
     "UnitVisionDecoderConfig",
     "UnitVisionModel",
+    "pack_images",
     "shipped_checkpoint",
+    "split_packed",
 ]
 
 

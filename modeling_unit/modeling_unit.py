@@ -19,6 +19,7 @@ from .configuration_unit import PREFIX_TOKENS, UnitConfig, UnitVisionDecoderConf
 from .connector_unit import CONNECTORS, UnitQFormerConnector
 from .encoder_unit import UnitPreTrainedModel, UnitVisionModel
 from .hub_unit import FULL_AUTO_MAP, VISION_DECODER_AUTO_MAP
+from .packing_unit import UnitPackedOutput, check_pack, unpatchify
 
 
 @dataclass
@@ -32,6 +33,8 @@ class UnitImageFeatures(ModelOutput):
         grid: `(rows, cols)` of the padded batch.
         visual_tokens: `(B, K, E)`, prefix for the language decoder.
         visual_mask: `(B, K)`, True where a visual token belongs to its image.
+        image_grid_hw: `(B, 2)`, rows and columns of each image of a pack. `patches` is then `(1, sum N_i, D)`, image
+            after image, `visual_tokens` `(1, sum K_i, E)`, and there is no common `grid`.
     """
 
     prefix: torch.FloatTensor | None = None
@@ -40,6 +43,7 @@ class UnitImageFeatures(ModelOutput):
     grid: tuple[int, int] | None = None
     visual_tokens: torch.FloatTensor | None = None
     visual_mask: torch.BoolTensor | None = None
+    image_grid_hw: torch.LongTensor | None = None
 
 
 @dataclass
@@ -203,8 +207,49 @@ class UnitComposedModel(UnitPreTrainedModel):
             masks.append(mask.flatten())
         return torch.stack(prefixes), torch.stack(patches), torch.stack(masks), (rows, cols)
 
+    def encode_packed(
+        self, pixel_values: torch.Tensor, image_grid_hw: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the encoder on a pack (see `packing_unit`): prefix tokens `(B, S, D)`, patch tokens `(sum N_i, D)`.
+
+        Encoders of transformers that take no packs are run one size at a time.
+        """
+        vision_config = self.config.vision_config
+        if vision_config.model_type == "unit_vision_model":
+            output = self.vision_model(pixel_values, image_grid_hw=image_grid_hw, return_dict=True)
+            images = output.split()
+            return torch.stack([each[:1] for each in images]), torch.cat([each[1:] for each in images])
+        prefix_count = PREFIX_TOKENS[vision_config.model_type](vision_config)
+        images, _ = self._run_foreign_packed(pixel_values, image_grid_hw)
+        prefix = torch.stack([tokens[:prefix_count] for tokens in images])
+        return prefix, torch.cat([tokens[prefix_count:] for tokens in images])
+
+    def _run_foreign_packed(
+        self, pixel_values: torch.Tensor, image_grid_hw: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+        """Tokens `(S + N_i, D)` and pooled output `(D,)` of each image of a pack, from an encoder of transformers run
+        one size at a time."""
+        config = self.config.vision_config
+        check_pack(pixel_values, image_grid_hw, getattr(config, "num_channels", 3) * config.patch_size**2)
+        grids = [(rows, cols) for rows, cols in image_grid_hw.tolist()]
+        own = pixel_values.split([rows * cols for rows, cols in grids])
+        images, pooled = [None] * len(grids), [None] * len(grids)
+        for rows, cols in sorted(set(grids)):
+            members = [index for index, grid in enumerate(grids) if grid == (rows, cols)]
+            pixels = unpatchify(torch.stack([own[index] for index in members]), rows, cols, config.patch_size)
+            output = self._foreign_output(pixels)
+            for place, index in enumerate(members):
+                images[index] = output.last_hidden_state[place]
+                if output.get("pooler_output") is not None:
+                    pooled[index] = output.pooler_output[place]
+        return images, pooled
+
     def _run_foreign(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`last_hidden_state` of an encoder of transformers, positions interpolated where it knows how to."""
+        """`last_hidden_state` of an encoder of transformers, see `_foreign_output`."""
+        return self._foreign_output(pixel_values).last_hidden_state
+
+    def _foreign_output(self, pixel_values: torch.Tensor) -> ModelOutput:
+        """Output of an encoder of transformers, positions interpolated where it knows how to."""
         model = self.vision_model
         kwargs = {}
         if self.config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model", "vit"):
@@ -219,7 +264,7 @@ class UnitComposedModel(UnitPreTrainedModel):
             pixel_values = grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * cols, -1)
             kwargs["pixel_attention_mask"] = pixel_values.new_ones(batch, rows * cols, dtype=torch.long)
             kwargs["spatial_shapes"] = torch.tensor([[rows, cols]] * batch, device=pixel_values.device)
-        return model(pixel_values, return_dict=True, **kwargs).last_hidden_state
+        return model(pixel_values, return_dict=True, **kwargs)
 
 
 class UnitModel(UnitComposedModel):
@@ -238,8 +283,18 @@ class UnitModel(UnitComposedModel):
         return self.vision_model.get_input_embeddings()
 
     def forward(self, pixel_values: torch.Tensor, **kwargs):
-        """As the encoder's forward, which see."""
-        return self.vision_model(pixel_values, **kwargs)
+        """As the encoder's forward, which see. Packs are taken with any encoder."""
+        grids = kwargs.get("image_grid_hw")
+        if grids is None or self.config.vision_config.model_type == "unit_vision_model":
+            return self.vision_model(pixel_values, **kwargs)
+        images, pooled = self._run_foreign_packed(pixel_values, grids)
+        lengths = torch.tensor([len(tokens) for tokens in images])
+        return UnitPackedOutput(
+            last_hidden_state=torch.cat(images),
+            pooler_output=None if pooled[0] is None else torch.stack(pooled),
+            cu_seqlens=F.pad(lengths.cumsum(0), (1, 0)).to(pixel_values.device, torch.int32),
+            image_grid_hw=grids,
+        )
 
 
 class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
@@ -275,9 +330,24 @@ class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     def get_image_features(
-        self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        spatial_shapes: torch.Tensor | None = None,
+        image_grid_hw: torch.Tensor | None = None,
     ) -> UnitImageFeatures:
         """Encode images and map them to visual tokens of the language decoder's width."""
+        if image_grid_hw is not None:
+            prefix, patches = self.encode_packed(pixel_values, image_grid_hw)
+            grids = [(rows, cols) for rows, cols in image_grid_hw.tolist()]
+            visual, visual_mask = self.connector.forward_packed(prefix, patches, grids)
+            return UnitImageFeatures(
+                prefix=prefix,
+                patches=patches[None],
+                patch_mask=patches.new_ones(1, len(patches), dtype=torch.bool),
+                visual_tokens=visual,
+                visual_mask=visual_mask,
+                image_grid_hw=image_grid_hw,
+            )
         prefix, patches, patch_mask, (rows, cols) = self.encode(pixel_values, spatial_shapes)
         visual, visual_mask = self.connector(prefix, patches, rows, cols, patch_mask)
         if patch_mask is None:
@@ -321,12 +391,14 @@ class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool | None = None,
+        image_grid_hw: torch.LongTensor | None = None,
         **kwargs,
     ) -> UnitCausalLMOutput | tuple:
         """
         Args:
             input_ids: `(B, T)`, placeholders, prompt, text.
             pixel_values: `(B, 3, H, W)`; spatial_shapes: `(B, 2)` rows and columns of each image when padded.
+                With image_grid_hw `(B, 2)`, a pack: `(sum N_i, 3 * P * P)`, see `packing_unit`.
             attention_mask: `(B, T)`, 0 where `input_ids` are padding.
             labels: `(B, T)`, -100 where nothing is to be learned (placeholders, prompt, padding). Position t predicts
                 label t + 1; the shift is done here.
@@ -339,7 +411,7 @@ class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         features = None
         if pixel_values is not None:
-            features = self.get_image_features(pixel_values, spatial_shapes)
+            features = self.get_image_features(pixel_values, spatial_shapes, image_grid_hw)
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids, features)
         outputs = self.language_model(
@@ -367,12 +439,24 @@ class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids, past_key_values=None, pixel_values=None, **kwargs):
         """Images go in with the first step only; later steps find them in the cache."""
-        spatial_shapes = kwargs.pop("spatial_shapes", None)
+        spatial_shapes, image_grid_hw = (kwargs.pop(name, None) for name in ("spatial_shapes", "image_grid_hw"))
         inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
         if past_key_values is None or past_key_values.get_seq_length() == 0:
             inputs["pixel_values"] = pixel_values
             inputs["spatial_shapes"] = spatial_shapes
+            inputs["image_grid_hw"] = image_grid_hw
         return inputs
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
+        """Several texts for each image (beams): a pack is repeated image by image, not patch by patch."""
+        packed, grids = None, kwargs.get("image_grid_hw")
+        if expand_size > 1 and grids is not None:
+            own = kwargs.pop("pixel_values").split(grids.prod(dim=1).tolist())
+            packed = torch.cat([each for each in own for _ in range(expand_size)])
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        return input_ids, kwargs if packed is None else kwargs | {"pixel_values": packed}
 
 
 class UnitForPreTraining(UnitForConditionalGeneration):
@@ -394,14 +478,26 @@ class UnitForPreTraining(UnitForConditionalGeneration):
             slots = config.character_slots * config.num_character_classes
             self.character_head = nn.Linear(config.vision_config.hidden_size, slots)
 
-    def reconstruct(self, features: UnitImageFeatures, grid: tuple[int, int] | None = None) -> torch.Tensor:
-        """The teacher's features as the vision decoder sees them, `(B, S + M, teacher's width)`.
+    def reconstruct(
+        self, features: UnitImageFeatures, grid: tuple[int, int] | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The teacher's features as the vision decoder sees them, `(B, S + M, teacher's width)`; for a pack
+        `(1, sum (S + M_i), teacher's width)`, image after image.
 
-        `grid`: the teacher's rows and columns; a finer grid of the student is area-pooled to it [ours: a teacher
-            trained at
-        x1 is unreliable at x4, so its target for a x4 image is what it sees at x1].
+        `grid`: the teacher's rows and columns, for a pack `(B, 2)`; a finer grid of the student is area-pooled to it
+        [ours: a teacher trained at x1 is unreliable at x4, so its target for a x4 image is what it sees at x1].
         """
         patches = features.patches
+        if features.image_grid_hw is not None:
+            own = features.image_grid_hw.tolist()
+            wanted = own if grid is None else torch.as_tensor(grid).tolist()
+            tokens = []
+            for place, image in enumerate(patches[0].split([rows * cols for rows, cols in own])):
+                if own[place] != wanted[place]:
+                    image = image.transpose(0, 1).unflatten(1, own[place]).float()  # (D, rows, cols)
+                    image = F.adaptive_avg_pool2d(image, wanted[place]).flatten(1).transpose(0, 1).to(patches.dtype)
+                tokens += [features.prefix[place], image]
+            return self.vision_decoder(torch.cat(tokens)[None])
         if grid is not None and tuple(grid) != tuple(features.grid):
             rows, cols = features.grid
             pooled = F.adaptive_avg_pool2d(
@@ -411,7 +507,10 @@ class UnitForPreTraining(UnitForConditionalGeneration):
         return self.vision_decoder(torch.cat([features.prefix, patches], dim=1))
 
     def get_projected_image_features(
-        self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        spatial_shapes: torch.Tensor | None = None,
+        image_grid_hw: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Image embeddings in the text tower's space, `(B, projection_dim)`, of unit length.
 
@@ -420,7 +519,10 @@ class UnitForPreTraining(UnitForConditionalGeneration):
         """
         if not self.config.projection_dim:
             raise ValueError("This model has no projection to a text tower (config.projection_dim is 0).")
-        prefix, _, _, _ = self.encode(pixel_values, spatial_shapes)
+        if image_grid_hw is not None:
+            prefix, _ = self.encode_packed(pixel_values, image_grid_hw)
+        else:
+            prefix, _, _, _ = self.encode(pixel_values, spatial_shapes)
         return F.normalize(self.visual_projection(self.vision_decoder(prefix[:, 0])).float(), dim=-1)
 
     def forward(
@@ -431,11 +533,12 @@ class UnitForPreTraining(UnitForConditionalGeneration):
         attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         teacher_features: torch.FloatTensor | None = None,
-        teacher_grid: tuple[int, int] | None = None,
+        teacher_grid: tuple[int, int] | torch.LongTensor | None = None,
         teacher_token_mask: torch.BoolTensor | None = None,
         vision_weight: float = 1.0,
         vision_l1_weight: float = 1.0,
         return_dict: bool | None = None,
+        image_grid_hw: torch.LongTensor | None = None,
         **kwargs,
     ) -> UnitForPreTrainingOutput | tuple:
         """
@@ -446,11 +549,12 @@ class UnitForPreTraining(UnitForConditionalGeneration):
                 `L_vis`.
             teacher_grid: `(rows, cols)` with rows * cols = M, when the teacher saw the images at another scale.
             teacher_token_mask: `(B, S + M)`, True for the random subset C of tokens [paper]; all by default.
+                For a pack the three are `(1, sum (S + M_i), D')`, `(B, 2)` and `(1, sum (S + M_i))`.
             vision_weight: lambda. vision_l1_weight: mu. The paper states neither.
         """
         if input_ids is None and kwargs.get("inputs_embeds") is None:
             # no text: only the encoder's side is wanted
-            features = self.get_image_features(pixel_values, spatial_shapes)
+            features = self.get_image_features(pixel_values, spatial_shapes, image_grid_hw)
             values = {"image_features": features}
         else:
             output = super().forward(
@@ -460,6 +564,7 @@ class UnitForPreTraining(UnitForConditionalGeneration):
                 attention_mask=attention_mask,
                 labels=labels,
                 return_dict=True,
+                image_grid_hw=image_grid_hw,
                 **kwargs,
             )
             values = dict(output) | {"language_loss": output.loss}

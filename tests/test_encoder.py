@@ -393,6 +393,38 @@ def test_a_block_is_pre_norm_attention_and_mlp():
     assert block.norm1.eps == 1e-6
 
 
+@pytest.mark.parametrize("settings", [{}, {"hidden_act": "quick_gelu"}], ids=str)
+def test_what_inference_overwrites_changes_no_output(settings):
+    model, batch = encoder(**settings), pixels(2, 3, 16, 24)
+    expected = model(batch, output_hidden_states=True)
+    with torch.no_grad():
+        output = model(batch, output_hidden_states=True)
+    for one, other in zip(output.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
+def test_hooks_keep_what_they_saw():
+    model, batch = encoder(), pixels(1, 3, 16, 24)
+    seen = {}
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda module, given, out, name=name: seen.setdefault(name, []).append(out))
+    model(batch)
+    with torch.no_grad():
+        model(batch)
+    for name in ("blocks.0.attn.proj", "blocks.0.mlp", "blocks.1.mlp.fc1", "blocks.1.mlp.fc2"):
+        torch.testing.assert_close(*seen[name], atol=0, rtol=0)
+
+
+def test_autocast_sums_in_the_type_of_the_residual():
+    model, batch = encoder(), pixels(1, 3, 16, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = model(batch).last_hidden_state
+        with torch.no_grad():
+            output = model(batch).last_hidden_state
+    assert output.dtype == expected.dtype
+    torch.testing.assert_close(output, expected, atol=0, rtol=0)
+
+
 # -- training and dtypes ---------------------------------------------------------------------------
 
 

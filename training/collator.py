@@ -21,6 +21,7 @@ from modeling_unit.image_processing_unit import UnitImageProcessor
 from modeling_unit.processing_unit import UnitProcessor
 
 from .data.augment import augment_document, composite_picture
+from .packing import pack_rows
 
 # Characters that the auxiliary head names: printable ASCII; 0 is "no character", the last class any other character
 CHARACTERS = "".join(chr(code) for code in range(33, 127))
@@ -99,6 +100,7 @@ class GroupCollator:
         character_slots: 0 for no character targets.
         raw: pixels as uint8, documents with one channel, for [`normalized_pixels`] on the device: a twelfth of the
             bytes on their way there, and a worker is done in half the time.
+        packed: each image keeps its own grid, and all come in one pack (see `packing.pack_rows` for the keys).
     """
 
     processor: UnitProcessor
@@ -106,6 +108,7 @@ class GroupCollator:
     scale: int
     character_slots: int = 0
     raw: bool = False
+    packed: bool = False
 
     @property
     def image_processor(self) -> UnitImageProcessor:
@@ -119,9 +122,20 @@ class GroupCollator:
     ) -> dict[str, torch.Tensor]:
         """`rng` changes the images, `None` leaves them. `shape`: rows, columns and text tokens to pad to, 0 for as
         needed."""
+        if self.packed:
+            alone = [self._alone(row, rng) for row in rows]
+            return pack_rows(alone, self.image_processor.patch_size, self.processor.tokenizer.pad_token_id, TEXT_STEP)
         if self.kind == "natural":
             return self._natural(rows, rng)
         return self._documents(rows, rng, shape)
+
+    def _alone(self, row, rng):
+        """A batch of one row, its grid the one that its image has before it is changed: packs stay in their budget."""
+        if self.kind == "natural":
+            return self._natural([row], rng)
+        return self._documents(
+            [row], rng, (*self.image_processor.grid_for(*_open(row).size, "document", self.scale), 0)
+        )
 
     def _natural(self, rows, rng):
         processor = self.image_processor

@@ -283,7 +283,16 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         slots = model.config.character_slots if arguments.character_weight else 0
         plans.append(
             GroupPlan(
-                settings, GroupCollator(processor, settings.kind, settings.scale, slots, raw=True), arguments.seed
+                settings,
+                GroupCollator(
+                    processor,
+                    settings.kind,
+                    settings.scale,
+                    slots,
+                    raw=not settings.packed,
+                    packed=settings.packed,
+                ),
+                arguments.seed,
             )
         )
     data = MixtureDataset(plans, _micro_batches(arguments))

@@ -16,6 +16,7 @@ from .arguments import UnitTrainingArguments
 from .collator import normalized_pixels
 from .losses import alignment_loss, character_loss
 from .optim import PARTS, MuonWithAdamW, parameter_groups, part_of
+from .packing import class_tokens, packed_teacher_features
 from .schedule import TimeLimit
 
 
@@ -114,17 +115,18 @@ class UnitTrainer(TimeLimit):
                 batch[key] = normalized_pixels(batch[key], self.image_processor)
         classes = batch.pop("character_classes", None)
         places = batch.pop("token_places", None)
-        teacher_pixels = batch.pop("teacher_pixel_values", None)
+        teacher_pixels, teacher_grids = batch.pop("teacher_pixel_values", None), batch.pop("teacher_grid", None)
         reads = args.language_weight > 0
         if reads and batch.get("labels") is None:
             raise ValueError(
                 f"The batch of group {name!r} has no labels, but L_lan is to be learned: check the collator."
             )
         if not reads:
-            batch = {key: batch[key] for key in ("pixel_values", "spatial_shapes") if key in batch}
+            batch = {key: batch[key] for key in ("pixel_values", "spatial_shapes", "image_grid_hw") if key in batch}
         aligned = reads and args.alignment_weight > 0 and places is not None and name.startswith("document")
         if name.startswith("natural") and self.teacher is not None and args.vision_weight > 0:
-            batch |= self.teacher_targets(batch["pixel_values"] if teacher_pixels is None else teacher_pixels)
+            grids = batch.get("image_grid_hw") if teacher_grids is None else teacher_grids
+            batch |= self.teacher_targets(batch["pixel_values"] if teacher_pixels is None else teacher_pixels, grids)
         # forward: pixels -> encoder -> connector -> decoder; labels are shifted inside, -100 is masked
         output = model(
             **batch,
@@ -153,13 +155,20 @@ class UnitTrainer(TimeLimit):
         return loss, output
 
     @torch.no_grad()
-    def teacher_targets(self, pixel_values: torch.Tensor) -> dict[str, Any]:
-        """The teacher's features of pictures at x1 and the random subset C of its tokens [paper]."""
+    def teacher_targets(self, pixel_values: torch.Tensor, grids: torch.Tensor | None = None) -> dict[str, Any]:
+        """The teacher's features of pictures at x1 and the random subset C of its tokens [paper]. `grids` `(B, 2)`:
+        of a pack."""
         patch = self.teacher.config.patch_size
-        features = self.teacher(pixel_values, return_dict=True).last_hidden_state  # (B, S + M, D)
+        if grids is None:
+            features = self.teacher(pixel_values, return_dict=True).last_hidden_state  # (B, S + M, D)
+        else:
+            features = packed_teacher_features(self.teacher, pixel_values, grids)  # (1, sum (S + M_i), D)
         draw = torch.rand(features.shape[:2], generator=self._sampler)
         mask = (draw < self.args.token_sampling_ratio).to(features.device)
-        mask[:, 0] = True  # the class token carries recognition: always among them [ours]
+        # the class token carries recognition: always among them [ours]
+        mask[:, 0 if grids is None else class_tokens(grids, features.shape[1])] = True
+        if grids is not None:
+            return {"teacher_features": features, "teacher_grid": grids, "teacher_token_mask": mask}
         grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
         return {"teacher_features": features, "teacher_grid": grid, "teacher_token_mask": mask}
 
