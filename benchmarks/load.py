@@ -65,11 +65,10 @@ def write_checkpoint(folder: Path, name: str, dtype: str, released: bool, shard:
     """A checkpoint of random weights in files of at most `shard` bytes; returns the size of the files."""
     config = preset(name)
     config.architectures, config.dtype = ["UnitVisionModel"], DTYPES[dtype]
-    tensors = {key: shape for key, shape in tensor_names(config).values()}
+    tensors = dict(tensor_names(config).values())
     if released:
-        tensors = {key: shape for key, (_, shape) in tensor_names(config).items()} | dict.fromkeys(
-            (MEAN, STD), (3, 1, 1)
-        )
+        tensors = {key: shape for key, (_, shape) in tensor_names(config).items()}
+        tensors |= dict.fromkeys((MEAN, STD), (3, 1, 1))
         said = json.loads(released_from_config(config, "{}"))
         text = json.dumps({"args": said["args"], "version": said["version"]})
     else:

@@ -1,4 +1,4 @@
-"""Parity with the released format: `UnitVisionModel` beside an independent forward pass, largest difference of each case.
+"""Parity with the released format: `UnitVisionModel` beside an independent forward pass, case by case.
 
     python -m benchmarks.parity_released                       # small encoders of random weights, every case
     python -m benchmarks.parity_released --checkpoint FOLDER   # a released checkpoint, at the sizes of daily use
@@ -7,8 +7,9 @@ The independent pass is `tests/reference_released.py`: plain torch on the releas
 small encoder is written to a folder in the released format and loaded from there; its outputs are of order one. Both
 run in float32. Target: at most 1e-5 everywhere; the exit status is 1 if a case is above.
 
-The cases: the table of positions covers its nominal size or not (M), one or three class tokens, registers, `gp`, pixels
-in [0, 1] or already normalised ("twice": the encoder normalises again), and in training, given the same random draws.
+The figures are largest differences. The cases: the table of positions covers the nominal size or not (M), one or three
+class tokens, registers, `gp`, pixels in [0, 1] or already normalised ("twice": the encoder normalises again), and in
+training, given the same random draws.
 """
 
 from __future__ import annotations

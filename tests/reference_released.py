@@ -54,9 +54,7 @@ def make(args, num_cls, seed=0, layers=None):
     state = {
         "input_conditioner.norm_mean": torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1),
         "input_conditioner.norm_std": torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1),
-        "model.patch_generator.embedder.weight": normal(
-            width, 3 * patch * patch, std=0.25 * (3 * patch * patch) ** -0.5
-        ),
+        "model.patch_generator.embedder.weight": normal(width, pixels, std=0.25 * pixels**-0.5),
         "model.patch_generator.pos_embed": normal(1, side * side, width, std=0.5),
         "model.patch_generator.cls_token.token": normal(prefix_count(num_cls, args.get("register_multiple")), width),
     }
