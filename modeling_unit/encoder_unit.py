@@ -5,6 +5,7 @@ S = prefix tokens (class tokens and registers) inside the encoder. The output ho
 """
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -259,6 +260,21 @@ class UnitPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["UnitBlock"]
     hub_auto_map = ENCODER_AUTO_MAP
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As in transformers.
+
+        Raises:
+            ValueError: for a folder in the released format, which holds an encoder alone, unless the class is one.
+        """
+        name = str(pretrained_model_name_or_path)
+        if cls.config_class is not UnitVisionConfig and Path(name).is_dir() and released_folder(name) is not None:
+            raise ValueError(
+                f"{name}: a checkpoint in the released format, which holds an encoder alone; load it with "
+                f"UnitVisionModel.from_pretrained, or convert it: unit convert {name} FOLDER."
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
         """As in transformers, and the code beside the weights: the folder loads with `trust_remote_code=True` where

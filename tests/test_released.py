@@ -15,7 +15,7 @@ from tiny import noise, vision_config
 from transformers import AutoImageProcessor, AutoModel
 
 from configuration_unit import preset
-from modeling_unit import UnitVisionConfig, UnitVisionModel
+from modeling_unit import UnitForPreTraining, UnitVisionConfig, UnitVisionModel
 from modeling_unit.released_unit import (
     NAMES,
     PREFIX,
@@ -23,6 +23,7 @@ from modeling_unit.released_unit import (
     TensorEntry,
     config_from_released,
     is_released,
+    read_released,
     tensor_names,
 )
 from unit_cli import convert as command
@@ -31,8 +32,8 @@ from unit_cli.convert import convert
 
 # Nominal 16 pixels or 24, a table of 6 x 6 patches of 4 that covers 24: M differs from the nominal size, or equals it
 DIFFERENT, EQUAL = "vit_tiny_patch4_16", "vit_tiny_patch4_24"
-# in pixels: the table's size, smaller, not square, larger, larger one way and smaller the other, one patch
-IMAGES = [(24, 24), (16, 16), (8, 20), (20, 8), (40, 40), (32, 44), (12, 44), (44, 12), (4, 4)]
+# in pixels: the table's size, smaller, not square, larger, one side larger and one smaller, one patch
+IMAGES = [(24, 24), (16, 16), (8, 20), (28, 40), (12, 44), (44, 12), (4, 4)]
 
 
 def arguments(model=DIFFERENT, gp="token", registers=0, classes=1, **more) -> dict:
@@ -80,11 +81,17 @@ def random_state(model: str, gp: str, registers: int, classes: int) -> dict:
     return reference.make(arguments(model, gp, registers), classes)
 
 
-@pytest.fixture
-def released(tmp_path):
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
     """A small checkpoint with all there is: three class tokens, registers."""
     args = arguments(registers=8, classes=3)
-    return write(tmp_path / "released", args, random_state(DIFFERENT, "token", 8, 3))
+    return write(tmp_path_factory.mktemp("checkpoint") / "released", args, random_state(DIFFERENT, "token", 8, 3))
+
+
+@pytest.fixture
+def released(checkpoint, tmp_path):
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "released"))
 
 
 def pixels(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -110,12 +117,13 @@ def test_outputs_equal_the_reference_at_every_size(tmp_path, model, gp, register
     assert loaded.config.num_prefix_tokens == {(1, 0): 1, (3, 0): 3, (1, 8): 8, (3, 8): 8}[classes, registers]
     for height, width in IMAGES:
         image = pixels(1, 3, height, width)
-        for fed in (image, clip_normalised(image)):  # the second is normalised twice
-            expected = reference.forward(state, args, fed)
-            output = loaded(fed)
-            torch.testing.assert_close(output.last_hidden_state, expected, atol=1e-5, rtol=0)
-            torch.testing.assert_close(output.pooler_output, expected[:, 0], atol=1e-5, rtol=0)
-            assert float(expected.std()) > 0.5  # of order one: a difference would show
+        image = torch.cat([image, clip_normalised(image)])  # the second is normalised twice
+        expected = reference.forward(state, args, image)
+        output = loaded(image)
+        torch.testing.assert_close(output.last_hidden_state, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(output.pooler_output, expected[:, 0], atol=1e-5, rtol=0)
+        assert float((expected[0] - expected[1]).abs().max()) > 0.1  # twice is not once
+        assert float(expected.std()) > 0.5  # of order one: a difference would show
 
 
 @torch.no_grad()
@@ -160,18 +168,18 @@ def test_in_training_the_same_draws_give_the_same_positions_and_outputs(tmp_path
     loaded = UnitVisionModel.from_pretrained(write(tmp_path / "released", args, state)).train()
     table = state[PREFIX + "model.patch_generator.pos_embed"]
     for rows, cols in ((4, 4), (3, 7), (8, 2), (1, 1)):
-        torch.manual_seed(3)
-        taken = draws(24)
-        assert 0 < int((taken[:, 4] < 0.1).sum()) < 24  # some are dropped, some not
-        image = pixels(24, 3, 4 * rows, 4 * cols)
-        torch.manual_seed(3)
+        torch.manual_seed(4)
+        taken = draws(12)
+        assert 0 < int((taken[:, 4] < 0.1).sum()) < 12  # some are dropped, some not
+        image = pixels(12, 3, 4 * rows, 4 * cols)
+        torch.manual_seed(4)
         tokens = loaded.embeddings(image, None)[:, 8:]
         fed = clip_normalised(image)
         plain = loaded.embeddings.patchify(fed) @ state[PREFIX + "model.patch_generator.embedder.weight"].T
         expected = reference.training_positions(table, rows, cols, taken)
         torch.testing.assert_close(tokens - plain, expected, atol=1e-5, rtol=0)
-        torch.manual_seed(3)
-        output = loaded(image[:, :, : 4 * rows, : 4 * cols]).last_hidden_state
+        torch.manual_seed(4)
+        output = loaded(image).last_hidden_state
         torch.testing.assert_close(output, reference.forward(state, args, image, taken), atol=1e-5, rtol=0)
 
 
@@ -346,7 +354,7 @@ def test_class_tokens_are_counted_by_the_tokens_where_args_do_not_say(tmp_path):
         args = arguments(registers=registers)
         del args["teachers"], args["cls_token_per_teacher"]
         folder = write(tmp_path / f"{registers}-{classes}", args, random_state(DIFFERENT, "token", registers, classes))
-        config = UnitVisionModel.from_pretrained(folder).config
+        config, *_ = read_released(folder)
         assert config.num_cls_tokens == expected
         assert config.num_prefix_tokens == reference.prefix_count(classes, registers)
 
@@ -707,6 +715,18 @@ def test_a_full_disk_is_seen_before_anything_is_written(released, tmp_path, caps
     assert main(["convert", str(released), str(tmp_path / "ours")]) == 2
     assert "GB are free; make room." in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["released"]
+
+
+def test_where_an_encoder_alone_will_not_do_the_way_is_shown(released, tmp_path, capsys):
+    with pytest.raises(ValueError, match="holds an encoder alone; load it with UnitVisionModel") as error:
+        UnitForPreTraining.from_pretrained(released)
+    assert f"unit convert {released} FOLDER" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert main(["features", "x.png", "--model", str(released), "--out", str(tmp_path / "f.safetensors")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line == f"unit features: {released}: in the released format; convert it first: unit convert {released} FOLDER"
+    )
 
 
 def test_a_size_that_is_no_multiple_of_the_patch_is_refused(released):
