@@ -5,6 +5,7 @@ S = prefix tokens (class tokens and registers) inside the encoder. The output ho
 """
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from .configuration_unit import UnitVisionConfig
 from .hub_unit import ENCODER_AUTO_MAP, write_code
 from .packing_unit import PackedLayout, UnitPackedOutput, check_pack, packed_attention, patchify
+from .released_unit import (
+    HUB_ARGUMENTS,
+    KEY_MAPPING,
+    check_released,
+    read_entries,
+    read_released,
+    released_folder,
+    weight_files,
+)
 
 
 def sincos_positions(side: int, width: int) -> torch.Tensor:
@@ -87,9 +97,10 @@ class UnitPatchEmbeddings(nn.Module):
         """Positions in training, `(B, rows * cols, D)`: a random crop of the table stretched over each image's grid
         [code].
 
-        `shapes` `(B, 2)`: each image's own rows and columns inside the padded grid. The crop's side share is drawn
-        from `cpe_min_scale` to 1 and its aspect from `cpe_aspect`, no side longer than the table. Random numbers come
-        from torch's global generator, which the Trainer seeds.
+        `shapes` `(B, 2)`: each image's own rows and columns inside the padded grid. The crop's scale, the root of its
+        area share, is drawn from `cpe_min_scale` to 1 and its aspect, width over height, from `cpe_aspect`, uniform in
+        the logarithm; no side is longer than the table. Random numbers come from torch's global generator, which the
+        Trainer seeds, in this order, one an image each: scale, aspect, then the top and the left end.
         """
         start, step = self._draw_crops(shapes)
         device, batch = start.device, shapes.shape[0]
@@ -120,7 +131,9 @@ class UnitPatchEmbeddings(nn.Module):
         scale = torch.empty(batch, 1, device=device).uniform_(config.cpe_min_scale, 1.0)
         low, high = (math.log(value) for value in config.cpe_aspect)
         aspect = torch.empty(batch, 1, device=device).uniform_(low, high).exp()
-        extent = torch.cat([scale / aspect, scale * aspect], dim=1).clamp(max=1.0)  # (B, 2): rows', columns' share
+        # An aspect is width over height: each side takes its root, so that their ratio is the aspect and their product
+        # stays scale squared. The whole of it on both sides would stretch crops to between 9/16 and 16/9.
+        extent = torch.cat([scale / aspect.sqrt(), scale * aspect.sqrt()], dim=1).clamp(max=1.0)  # (B, 2): of y, x
         start = torch.rand(batch, 2, device=device) * (1.0 - extent)
         return start, extent / (shapes.to(device) - 1).clamp(min=1)
 
@@ -302,6 +315,16 @@ class UnitBlock(GradientCheckpointingLayer):
         return add_branch(hidden_states, self.mlp(self.norm2(hidden_states)), self.mlp, self.mlp.fc2), weights
 
 
+class UnitUnappliedNorm(nn.Module):
+    """The `fc_norm` of a released checkpoint, which the forward pass does not apply [code]: buffers, so that nothing
+    trains them and the way back to the released format has them."""
+
+    def __init__(self, config: UnitVisionConfig):
+        super().__init__()
+        self.register_buffer("weight", torch.ones(config.hidden_size))
+        self.register_buffer("bias", torch.zeros(config.hidden_size))
+
+
 class UnitPreTrainedModel(PreTrainedModel):
     """What all UNIT models share: initialisation, attention back ends, gradient checkpointing."""
 
@@ -315,6 +338,21 @@ class UnitPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["UnitBlock"]
     hub_auto_map = ENCODER_AUTO_MAP
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As in transformers.
+
+        Raises:
+            ValueError: for a folder in the released format, which holds an encoder alone, unless the class is one.
+        """
+        name = str(pretrained_model_name_or_path)
+        if cls.config_class is not UnitVisionConfig and Path(name).is_dir() and released_folder(name) is not None:
+            raise ValueError(
+                f"{name}: a checkpoint in the released format, which holds an encoder alone; load it with "
+                f"UnitVisionModel.from_pretrained, or convert it: unit convert {name} FOLDER."
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
         """As in transformers, and the code beside the weights: the folder loads with `trust_remote_code=True` where
@@ -334,15 +372,17 @@ class UnitPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.weight, mean=0.0, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, (nn.LayerNorm, UnitUnappliedNorm)):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=std)
         elif isinstance(module, UnitPatchEmbeddings):
             config = module.config
-            table = sincos_positions(config.position_side, config.hidden_size) * std
-            init.copy_(module.position_embedding, table.to(module.position_embedding.dtype))
+            # Loading comes here for the buffers below: a table of 146 x 146 positions is not made to be thrown away
+            if not getattr(module.position_embedding, "_is_hf_initialized", False):
+                table = sincos_positions(config.position_side, config.hidden_size) * std
+                init.copy_(module.position_embedding, table.to(module.position_embedding.dtype))
             init.normal_(module.prefix_tokens, mean=0.0, std=std)
             init.copy_(module.pixel_mean, torch.tensor(config.image_mean).view(-1, 1, 1))
             init.copy_(module.pixel_std, torch.tensor(config.image_std).view(-1, 1, 1))
@@ -363,7 +403,8 @@ class UnitVisionModel(UnitPreTrainedModel):
     # so that `UnitVisionModel.from_pretrained` also finds the encoder inside a full checkpoint
     base_model_prefix = "vision_model"
     _keys_to_ignore_on_load_unexpected = [
-        r"^(connector|language_model|vision_decoder|visual_projection|character_head)\."
+        r"^(connector|language_model|vision_decoder|visual_projection|character_head)\.",
+        r"^unit_model\.input_conditioner\.norm_(mean|std)$",  # of a released checkpoint: read into the configuration
     ]
 
     def __init__(self, config: UnitVisionConfig):
@@ -373,8 +414,38 @@ class UnitVisionModel(UnitPreTrainedModel):
         self.norm = (
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.use_final_norm else nn.Identity()
         )
+        if config.keep_fc_norm:
+            self.fc_norm = UnitUnappliedNorm(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """As in transformers; a checkpoint in the released format (`config.json` with `args`) is loaded as it is, and
+        saved again in ours. `unit convert` turns one into the other without loading it.
+
+        Raises:
+            ValueError: a checkpoint in the released format whose keys, shapes or arguments are not as they should be.
+        """
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        if pretrained_model_name_or_path is None or kwargs.get("state_dict") is not None:
+            folder = None
+        else:
+            folder = released_folder(pretrained_model_name_or_path, **hub)
+        if folder is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        if config is None:
+            config, *_ = read_released(folder)
+            changes = {name: kwargs.pop(name) for name in list(kwargs) if name in UnitVisionConfig.__annotations__}
+            config = UnitVisionConfig.from_dict(config.to_dict() | changes) if changes else config
+        elif isinstance(config, UnitVisionConfig):
+            check_released(config, read_entries(weight_files(folder)), folder)
+        kwargs = {name: value for name, value in kwargs.items() if name not in hub}
+        loaded = super().from_pretrained(folder, *model_args, config=config, key_mapping=KEY_MAPPING, **kwargs)
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        model._weight_conversions = None  # else `save_pretrained` would write the released names beside our config
+        model.config.name_or_path = str(pretrained_model_name_or_path)
+        return loaded
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.projection

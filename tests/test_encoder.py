@@ -209,12 +209,12 @@ def test_training_crops_have_the_stated_statistics():
     assert torch.allclose(x[:, 0], x[:, 2], atol=1e-6)
     height, width = y[:, 2, 0] - y[:, 0, 0], x[:, 0, 4] - x[:, 0, 0]
     whole = (height < 0.999) & (width < 0.999)  # those that no side was cut short of
-    # the aspect widens one side and narrows the other: width = scale * aspect, height = scale / aspect
-    scale, aspect = (height * width).sqrt(), (width / height).sqrt()
+    # the scale is the root of the crop's area, the aspect its width over its height
+    scale, aspect = (height * width).sqrt(), width / height
     assert float(scale.min()) >= math.sqrt(0.1) * 0.99
     assert 0.74 < float(aspect[whole].min()) < 0.76
     assert 1.32 < float(aspect[whole].max()) < 1.34
-    # below a scale of 3/4 no side can be cut short: uniform from sqrt(0.1) = 0.316 to 0.75, mean 0.533
+    # below a scale of sqrt(3/4) no side can be cut short: up to 3/4 uniform from sqrt(0.1) = 0.316, mean 0.533
     small = scale < 0.749
     assert abs(float(small.float().mean()) - (0.749 - 0.316) / (1 - 0.316)) < 0.03
     assert abs(float(scale[small].mean()) - 0.533) < 0.01
