@@ -12,6 +12,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
 from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput
+from modeling_unit.architectures_unit import class_tokens, freeze_unread, run_encoder
 
 from .arguments import UnitTrainingArguments
 from .losses import alignment_loss, character_loss
@@ -53,7 +54,8 @@ class UnitTrainer(Trainer):
     """Joint training `L_lan + lambda * L_vis` [paper] on micro-batches of groups (see `training/data/mixture.py`).
 
     Args:
-        teacher: the encoder as it was before training, frozen [paper]; without it there is no `L_vis`.
+        teacher: the encoder as it was before training, frozen [paper]; without it there is no `L_vis`. Any supported
+            encoder (`model.make_teacher()`), or a whole UNIT model, of which only the encoder is used.
     """
 
     # groups that a stage must and may have
@@ -63,6 +65,10 @@ class UnitTrainer(Trainer):
     def __init__(self, *args, teacher: nn.Module | None = None, **kwargs):
         kwargs.setdefault("data_collator", _only_item)
         super().__init__(*args, **kwargs)
+        encoder = getattr(_unwrapped(self.model), "vision_model", None)
+        if encoder is not None:
+            freeze_unread(encoder)
+        teacher = getattr(teacher, "vision_model", teacher)
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         if self.teacher is not None:
             self.teacher.to(self.args.device)
@@ -142,10 +148,11 @@ class UnitTrainer(Trainer):
     def teacher_targets(self, pixel_values: torch.Tensor) -> dict[str, Any]:
         """The teacher's features of pictures at x1 and the random subset C of its tokens [paper]."""
         patch = self.teacher.config.patch_size
-        features = self.teacher(pixel_values, return_dict=True).last_hidden_state  # (B, S + M, D)
+        features = run_encoder(self.teacher, pixel_values).last_hidden_state  # (B, S + M, D)
         draw = torch.rand(features.shape[:2], generator=self._sampler)
         mask = (draw < self.args.token_sampling_ratio).to(features.device)
-        mask[:, 0] = True  # the class token carries recognition: always among them [ours]
+        # the class token, where there is one, carries recognition: always among them [ours]
+        mask[:, : class_tokens(self.teacher.config)] = True
         grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
         return {"teacher_features": features, "teacher_grid": grid, "teacher_token_mask": mask}
 
