@@ -210,7 +210,11 @@ class UnitComposedModel(UnitPreTrainedModel):
             # or `post_init` of the whole would draw their weights anew
             for each in (*part.modules(), *part.parameters(), *part.buffers()):
                 each._is_hf_initialized = True
+        # the whole's `__init__` hands its own choice, none yet, down to the configurations of its parts
+        attention = {name: part.config._attn_implementation for name, part in parts.items()}
         model = cls(UnitConfig(vision_config=encoder.config, **settings), parts=parts)
+        for name, part in parts.items():
+            part.set_attn_implementation(attention[name])
         return (model if dtype is None else model.to(dtype)).eval()
 
     def make_teacher(self) -> nn.Module:
