@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,19 +17,42 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+import yaml
 from safetensors.torch import load_file, save_file
-from tiny import IMAGE_TOKEN, OPT, PATCH, byte_ids, image_processor, noise, unit_model, vision_config
+from tiny import (
+    IMAGE_TOKEN,
+    OPT,
+    PATCH,
+    byte_ids,
+    document_row,
+    image_processor,
+    noise,
+    picture_row,
+    processor,
+    unit_model,
+    vision_config,
+)
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, OPTConfig, OPTForCausalLM
+from transformers import CLIPVisionConfig, CLIPVisionModel, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from modeling_unit import UnitForConditionalGeneration, UnitForPreTraining, UnitImageProcessor, UnitModel
+import training.recipe as training_recipe
+from modeling_unit import (
+    UnitForConditionalGeneration,
+    UnitForPreTraining,
+    UnitImageProcessor,
+    UnitModel,
+    UnitProcessor,
+)
 from modeling_unit.architectures_unit import ARCHITECTURES, class_tokens, freeze_unread, prefix_tokens, run_encoder
 from modeling_unit.configuration_unit import CLIP_MEAN, CLIP_STD
 from modeling_unit.vision_sources_unit import find_vision_source, image_settings, openclip_to_clip
 from training.arguments import LoraArguments
+from training.data.schema import write_shards
 from training.export import save_encoder
 from training.lora import add_lora
-from training.tokenizer import byte_tokenizer
+from training.recipe import main as run_recipe
+from unit_cli.__main__ import main as unit
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": PATCH}
 MLP = {"intermediate_size": 48}
@@ -787,11 +811,20 @@ def test_class_tokens_are_told_from_registers():
 # -- a pretrained language decoder -----------------------------------------------------------------
 
 
-def write_decoder(folder: Path, bos: int | None = None) -> OPTForCausalLM:
+def word_tokenizer(**specials) -> PreTrainedTokenizerFast:
+    """As of a decoder that somebody trained: bytes, one token to end with, nothing to pad or to stand for images."""
+    pieces = ["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **specials)
+
+
+def write_decoder(folder: Path, **specials) -> OPTForCausalLM:
     """A causal language model with its tokenizer, as somebody trained it."""
-    tokenizer = byte_tokenizer()
-    settings = {key: value for key, value in OPT.items() if key != "model_type"} | {"bos_token_id": bos}
-    decoder = shaken(OPTForCausalLM(OPTConfig(**settings | {"vocab_size": len(tokenizer)})))
+    tokenizer = word_tokenizer(**(specials or {"eos_token": "</s>"}))
+    settings = {key: value for key, value in OPT.items() if key != "model_type"} | {"vocab_size": len(tokenizer)}
+    decoder = shaken(OPTForCausalLM(OPTConfig(**settings | {"pad_token_id": None, "eos_token_id": 0})))
     decoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return decoder
@@ -830,3 +863,151 @@ def test_new_parts_are_drawn_and_given_parts_are_not(starts):
     assert float(model.connector.queries.std()) == pytest.approx(0.02, rel=0.2)
     assert float(model.vision_decoder.fc1.weight.std()) == pytest.approx(0.02, rel=0.2)
     assert math.isclose(float(model.connector.norm.weight.mean()), 1.0)
+
+
+# -- recipes ---------------------------------------------------------------------------------------
+
+
+STAGE_1 = [("document", 4), ("natural", 1)]
+STAGE_2 = [("document", 4), ("document", 1), ("natural", 1), ("natural", 4)]
+
+
+class Recipes:
+    """Writes recipes of two steps over eight rows of each kind."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        write_shards([document_row(f"line {index}", 48, 16, seed=index) for index in range(8)], root / "document")
+        write_shards([picture_row(f"thing {index}", seed=index) for index in range(8)], root / "natural")
+
+    def write(self, name: str, groups, **settings) -> str:
+        training = {"max_steps": 2, "learning_rate": 1e-3, "logging_steps": 1, "save_steps": 2, "disable_tqdm": True}
+        training["output_dir"] = str(self.root / name)
+        recipe = {"stage": "intra_scale" if groups is STAGE_1 else "inter_scale", "training": training}
+        recipe["groups"] = [
+            {"kind": kind, "scale": scale, "rows": 2, "sources": [{"path": str(self.root / kind)}]}
+            for kind, scale in groups
+        ]
+        (self.root / f"{name}.yaml").write_text(yaml.safe_dump(recipe | settings))
+        return str(self.root / f"{name}.yaml")
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory):
+    return Recipes(tmp_path_factory.mktemp("recipes"))
+
+
+SMALL = {"connector_config": {"connector_type": "mlp", "unshuffle": 2}}
+
+
+def test_a_clip_checkpoint_goes_through_both_stages(recipes, starts, tmp_path, capsys):
+    """Pictures at CLIP's own size, pages at twice it; a decoder that reads already; two commands; CLIP at the end."""
+    clip, plain = starts("clip")
+    decoder = write_decoder(tmp_path / "decoder")
+    settings = {"language_decoder": str(tmp_path / "decoder"), "model": SMALL, "image_processor": {"scale_as": "area"}}
+    assert unit(["train", recipes.write("clip-1", STAGE_1, start=str(clip), **settings)]) == 0
+    first = recipes.root / "clip-1"
+    assert unit(["train", recipes.write("clip-2", STAGE_2, start=str(first), teacher=str(clip))]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("encoder") == 2
+    weights, before = plain.state_dict(), decoder.state_dict()
+    for folder in (first, recipes.root / "clip-2"):
+        model = UnitForPreTraining.from_pretrained(folder)
+        assert type(model.vision_model) is CLIPVisionModel
+        for key, tensor in model.vision_model.state_dict().items():
+            distance = float((tensor - weights[key]).abs().max())
+            assert (distance == 0) == key.startswith("post_layernorm"), key
+            assert distance < 0.02, key
+        for key, tensor in model.language_model.state_dict().items():
+            assert float((tensor - before[key]).abs().max()) < 0.02, key
+        saved = UnitProcessor.from_pretrained(folder)
+        assert saved.image_processor.base_size == 32
+        assert saved.image_processor.image_mean == pytest.approx(CLIP_MEAN)
+        assert saved.task_prompts["ocr"] == "Read the text:"
+        assert (saved.unshuffle, saved.image_token_id) == (2, 257)
+        logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert {"natural_x1/vision_loss", "document_x4/language_loss"} <= set().union(*logged)
+    inputs = saved(images=[noise(24, 24), noise(60, 30)], task="ocr")
+    ids = model.eval().generate(**inputs, max_new_tokens=3)
+    assert len(saved.decode_new(ids, inputs)) == 2
+    save_encoder(model, saved, tmp_path / "encoder")
+    again = CLIPVisionModel.from_pretrained(tmp_path / "encoder").eval()
+    pixels = image(4, 4)
+    with torch.no_grad():
+        assert torch.equal(again(pixels).last_hidden_state, run_encoder(model.vision_model, pixels).last_hidden_state)
+
+
+def test_the_teacher_is_the_start_when_none_is_named(recipes, starts, monkeypatch):
+    teachers = []
+    trainer = training_recipe.IntraScaleTrainer
+
+    def watched(*args, teacher, **kwargs):
+        teachers.append((teacher, copy.deepcopy(teacher.state_dict())))
+        return trainer(*args, teacher=teacher, **kwargs)
+
+    monkeypatch.setattr(training_recipe, "IntraScaleTrainer", watched)
+    folder, plain = starts("siglip2_vision_model")
+    text = {key: value for key, value in OPT.items() if key not in ("vocab_size", "pad_token_id")}
+    path = recipes.write("siglip2", STAGE_1, start=str(folder), model=SMALL | {"text_config": text})
+    out = run_recipe(path, ["lora.parts=[encoder]", "lora.r=2"])
+    ((teacher, at_first),) = teachers
+    for key, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, at_first[key]), key
+        assert torch.equal(tensor, plain.state_dict()[key]), key
+    model = UnitForPreTraining.from_pretrained(out)
+    fc1 = "encoder.layers.0.mlp.fc1.weight"  # merged
+    assert not torch.equal(model.vision_model.state_dict()[fc1], at_first[fc1])
+
+
+def test_a_whole_model_can_be_the_teacher(recipes, tmp_path):
+    full = unit_model().train()
+    full.save_pretrained(tmp_path / "full")
+    processor().save_pretrained(tmp_path / "full")
+    path = recipes.write("from-full", STAGE_1, start=str(tmp_path / "full"), teacher=str(tmp_path / "full"))
+    assert (run_recipe(path) / "model.safetensors").is_file()
+
+
+def test_openclip_weights_start_a_recipe(recipes, starts):
+    text = {key: value for key, value in OPT.items() if key not in ("vocab_size", "pad_token_id")}
+    settings = {"start": str(starts("openclip")[0]), "model": SMALL | {"text_config": text}}
+    out = run_recipe(recipes.write("openclip", STAGE_1, start_settings={"hidden_act": "quick_gelu"}, **settings))
+    config = json.loads((out / "config.json").read_text())["vision_config"]
+    assert (config["model_type"], config["hidden_act"]) == ("clip_vision_model", "quick_gelu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"start": "{vit}", "teacher": "{narrow}"}, "The teacher's width is 16, the vision decoder gives 32"),
+        ({"start": "{vit}", "teacher": "{siglip}"}, "The teacher puts 0 class and register tokens .* the encoder 1"),
+        ({"start": "{vit}", "image_processor": {"patch_size": 16}}, "patch_size is 16, the encoder's patches are 8"),
+        (
+            {"start": "{vit}", "language_decoder": "{vit}"},
+            "its tokenizer cannot be loaded|no end-of-text token",
+        ),
+        ({"start": "{vit}", "language_decoder": "{mute}"}, "no end-of-text token"),
+        ({"start": "{vit}", "language_decoder": "{mute}", "model": {"text_config": OPT}}, "leave out one of the two"),
+        ({"start": "{vit}", "model": {"vision_config": {}}}, "is for stage zero"),
+        ({"start": "{full}", "teacher": "{vit}", "language_decoder": "{mute}"}, "is a whole UNIT model"),
+        ({"start": "{nowhere}"}, "neither config.json nor OpenCLIP weights"),
+    ],
+)
+def test_recipes_that_cannot_be_run_are_refused_in_one_line(settings, words, recipes, starts, tmp_path, capsys):
+    folders = {"vit": starts("vit")[0], "siglip": starts("siglip")[0], "nowhere": tmp_path / "nowhere"}
+    folders |= {"full": starts("unit")[0], "mute": tmp_path / "mute", "narrow": tmp_path / "narrow"}
+    folders["nowhere"].mkdir()
+    if "narrow" in str(settings):
+        transformers.ViTModel(transformers.ViTConfig(**SHAPE | MLP | {"hidden_size": 16})).save_pretrained(
+            folders["narrow"]
+        )
+    if "mute" in str(settings):
+        write_decoder(folders["mute"], unk_token="</s>")
+    settings = {key: value.format(**folders) if isinstance(value, str) else value for key, value in settings.items()}
+    if "language_decoder" not in settings and "model" not in settings and "full" not in settings.get("start", ""):
+        text = {key: value for key, value in OPT.items() if key not in ("vocab_size", "pad_token_id")}
+        settings["model"] = SMALL | {"text_config": text}
+    path = recipes.write("refused", STAGE_1, **settings)
+    assert unit(["train", path]) == 2
+    *_, error = capsys.readouterr().err.strip().splitlines()  # behind the bars of what was loaded
+    assert re.search(f"^unit train: .*({words})", error), error
+    assert not (recipes.root / "refused").exists()
