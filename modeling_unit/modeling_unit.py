@@ -189,7 +189,7 @@ class UnitComposedModel(UnitPreTrainedModel):
             language_decoder: folder or Hub id of a pretrained causal language model with safetensors; without it,
                 `text_config` describes one from scratch, OPT-125M in shape by default [paper].
             hidden_act, num_attention_heads: of OpenCLIP weights, which do not tell: `"quick_gelu"` for OpenAI's.
-            dtype: of the weights; float32, for training. `None` keeps that of each checkpoint.
+            dtype: of the weights; float32, for training. `None` keeps the dtype that each checkpoint has.
             hub: `revision`, `token`, `cache_dir`, `local_files_only` of the encoder's repository.
             settings: `connector_config`, `text_config`, `image_token_id`, ... of [`UnitConfig`].
 
@@ -215,7 +215,10 @@ class UnitComposedModel(UnitPreTrainedModel):
         model = cls(UnitConfig(vision_config=encoder.config, **settings), parts=parts)
         for name, part in parts.items():
             part.set_attn_implementation(attention[name])
-        return (model if dtype is None else model.to(dtype)).eval()
+        for name, child in model.named_children():
+            if name not in parts:  # those were loaded in it, and keep in float32 what their class keeps so
+                child.to(dtype)
+        return model.eval()
 
     def make_teacher(self) -> nn.Module:
         """A frozen copy of the encoder as it is now, in evaluation mode: the teacher, when called before training

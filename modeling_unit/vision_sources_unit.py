@@ -76,7 +76,7 @@ def find_vision_source(
             multiple of the heads.
     """
     where, path = str(source), Path(source)
-    if path.is_file() or path.suffix in (".safetensors", *PICKLES):
+    if path.is_file() or (path.suffix in (".safetensors", *PICKLES) and not path.is_dir()):
         _refuse_pickle(path)
         if not path.is_file():
             raise ValueError(f"There is no file {where}.")

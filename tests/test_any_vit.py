@@ -403,11 +403,29 @@ class TestAnyViT:
             assert new_model(folder, UnitModel)(**made).last_hidden_state.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["clip", "openclip", "unit around clip"])
+@torch.no_grad()
+def test_a_name_on_the_hub_is_as_good_as_a_folder(name, starts, tmp_path):
+    """From the cache that a download leaves; what the repository does not have is not missed."""
+    folder, plain = starts(name)
+    repository, commit = tmp_path / "models--somebody--encoder", "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    hub = {"cache_dir": str(tmp_path), "local_files_only": True}
+    model, pixels = new_model("somebody/encoder", UnitModel, hub=hub), image(3, 5)
+    assert torch.equal(model(pixels).last_hidden_state, plain_forward(plain, pixels).last_hidden_state)
+    assert UnitImageProcessor.from_vision_pretrained("somebody/encoder", hub).patch_size == PATCH
+    with pytest.raises(ValueError, match="somebody/nothing: neither config.json nor OpenCLIP weights"):
+        new_model("somebody/nothing", hub=hub)
+
+
 # -- saved as the plain class ----------------------------------------------------------------------
 
 
 SAVED = ["clip_vision_model", "clip", "openclip", "siglip_vision_model", "siglip2_vision_model", "dinov2"]
 SAVED += ["dinov2_with_registers", "dinov3_vit", "vit", "radio", "unit_vision_model", "unit around clip"]
+VARIANTS = ["clip, bf16", "dinov3_vit, bf16", "clip, lora"]
 PROCESSORS = {  # without torchvision transformers has the same class with Pil at its end
     "CLIPVisionModel": "CLIPImageProcessor",
     "SiglipVisionModel": "SiglipImageProcessor",
@@ -435,19 +453,17 @@ def saved(starts, tmp_path_factory):
     root = tmp_path_factory.mktemp("saved")
     noise(50, 36).save(root / "picture.png")
     models, jobs = {}, {}
-    for name in [*SAVED, "clip, bf16", "clip, lora"]:
+    for name in [*SAVED, *VARIANTS]:
         start, _, variant = name.partition(", ")
         torch.manual_seed(1)
         folder = starts(start)[0]
-        model = new_model(folder)
+        model = new_model(folder, dtype=torch.bfloat16 if variant == "bf16" else torch.float32)
         if variant == "lora":
             model = add_lora(model, LoraArguments(parts=["encoder"], r=2, dropout=0.0))
             for key, parameter in model.named_parameters():
                 if "lora_B" in key:  # zero at the start: adapters that do nothing could be lost unseen
                     nn.init.normal_(parameter, std=0.2)
         one_step(model)
-        if variant == "bf16":
-            model = model.to(torch.bfloat16)
         out = root / name.replace(", ", "-").replace(" ", "-")
         save_encoder(model, UnitImageProcessor.from_vision_pretrained(folder), out)
         pixels = image(3, 5, batch=2).to(next(model.parameters()).dtype)
@@ -481,7 +497,7 @@ def saved(starts, tmp_path_factory):
     return models, load_file(root / "plain.safetensors"), json.loads((root / "names.json").read_text())
 
 
-@pytest.mark.parametrize("name", [*SAVED, "clip, bf16", "clip, lora"])
+@pytest.mark.parametrize("name", [*SAVED, *VARIANTS])
 class TestSaved:
     @torch.no_grad()
     def test_a_clean_process_gets_exactly_equal_outputs(self, name, saved):
