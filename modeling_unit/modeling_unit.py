@@ -23,7 +23,7 @@ from .configuration_unit import UnitConfig, UnitVisionDecoderConfig
 from .connector_unit import CONNECTORS, UnitQFormerConnector
 from .encoder_unit import UnitPreTrainedModel, UnitVisionModel
 from .hub_unit import FULL_AUTO_MAP, VISION_DECODER_AUTO_MAP
-from .vision_sources_unit import find_vision_source, save_encoder
+from .vision_sources_unit import VisionSource, find_vision_source, save_encoder
 
 
 @dataclass
@@ -173,7 +173,7 @@ class UnitComposedModel(UnitPreTrainedModel):
     @classmethod
     def from_vision_pretrained(
         cls,
-        source: str | Path,
+        source: str | Path | VisionSource,
         language_decoder: str | Path | None = None,
         hidden_act: str | None = None,
         num_attention_heads: int | None = None,
@@ -189,7 +189,8 @@ class UnitComposedModel(UnitPreTrainedModel):
             language_decoder: folder or Hub id of a pretrained causal language model with safetensors; without it,
                 `text_config` describes one from scratch, OPT-125M in shape by default [paper].
             hidden_act, num_attention_heads: of OpenCLIP weights, which do not tell: `"quick_gelu"` for OpenAI's.
-            dtype: of the weights; float32, for training. `None` keeps the dtype that each checkpoint has.
+            dtype: of the weights; float32, for training. `None` keeps the dtype that each checkpoint has, and
+                makes the new parts of the encoder's.
             hub: `revision`, `token`, `cache_dir`, `local_files_only` of the encoder's repository.
             settings: `connector_config`, `text_config`, `image_token_id`, ... of [`UnitConfig`].
 
@@ -217,7 +218,7 @@ class UnitComposedModel(UnitPreTrainedModel):
             part.set_attn_implementation(attention[name])
         for name, child in model.named_children():
             if name not in parts:  # those were loaded in it, and keep in float32 what their class keeps so
-                child.to(dtype)
+                child.to(dtype or encoder.dtype)
         return model.eval()
 
     def make_teacher(self) -> nn.Module:
@@ -250,7 +251,9 @@ class UnitComposedModel(UnitPreTrainedModel):
 
 def _load_language_decoder(source: str | Path, dtype: torch.dtype | None) -> nn.Module:
     try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", use_safetensors=True)
+        return AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(

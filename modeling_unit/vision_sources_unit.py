@@ -53,7 +53,7 @@ class VisionSource:
 
 
 def find_vision_source(
-    source: str | Path,
+    source: str | Path | VisionSource,
     hidden_act: str | None = None,
     num_attention_heads: int | None = None,
     **hub,
@@ -68,6 +68,7 @@ def find_vision_source(
             - UNIT's encoder;
             - OpenCLIP weights in safetensors: the file, or a folder or repository with `open_clip_model.safetensors`
               (and `open_clip_config.json`). See [`openclip_vision_config`].
+            - what this function returned.
         hidden_act, num_attention_heads: of OpenCLIP weights, where the file does not say: `"quick_gelu"` for OpenAI's.
         hub: `revision`, `token`, `cache_dir`, `local_files_only`, as `from_pretrained` takes them.
 
@@ -75,6 +76,8 @@ def find_vision_source(
         ValueError: nothing there, an architecture outside of the table, weights only as a pickle, a width that is no
             multiple of the heads.
     """
+    if isinstance(source, VisionSource):
+        return source
     where, path = str(source), Path(source)
     if path.is_file() or (path.suffix in (".safetensors", *PICKLES) and not path.is_dir()):
         _refuse_pickle(path)

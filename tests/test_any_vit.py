@@ -45,7 +45,7 @@ from modeling_unit import (
     UnitProcessor,
 )
 from modeling_unit.architectures_unit import ARCHITECTURES, class_tokens, freeze_unread, prefix_tokens, run_encoder
-from modeling_unit.configuration_unit import CLIP_MEAN, CLIP_STD
+from modeling_unit.configuration_unit import CLIP_MEAN, CLIP_STD, PREFIX_TOKENS
 from modeling_unit.vision_sources_unit import find_vision_source, image_settings, openclip_to_clip
 from training.arguments import LoraArguments
 from training.data.schema import write_shards
@@ -416,7 +416,7 @@ def test_a_name_on_the_hub_is_as_good_as_a_folder(name, starts, tmp_path):
     model, pixels = new_model("somebody/encoder", UnitModel, hub=hub), image(3, 5)
     assert torch.equal(model(pixels).last_hidden_state, plain_forward(plain, pixels).last_hidden_state)
     assert UnitImageProcessor.from_vision_pretrained("somebody/encoder", hub).patch_size == PATCH
-    with pytest.raises(ValueError, match="somebody/nothing: neither config.json nor OpenCLIP weights"):
+    with pytest.raises(ValueError, match=r"somebody/nothing: neither config\.json nor OpenCLIP weights"):
         new_model("somebody/nothing", hub=hub)
 
 
@@ -578,6 +578,14 @@ def test_a_save_that_fails_leaves_nothing(starts, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "config.json").read_text() == "of an earlier one"
     with pytest.raises(ValueError, match="is a file; name a folder"):
         model.save_encoder(tmp_path / "out" / "config.json")
+
+
+def test_the_parity_table_measures_what_it_says():
+    from benchmarks.parity_architectures import MOST, SHAPES, SIZES, measure
+
+    found = measure("vit", SHAPES["tiny"], torch.float32)
+    assert len(found) == len(SIZES)
+    assert all(saved == 0 and mixed <= MOST["float32"] for saved, mixed in found)
 
 
 # -- OpenCLIP --------------------------------------------------------------------------------------
@@ -806,6 +814,7 @@ def test_any_rescaling_is_folded_into_mean_and_deviation(saved, of_black, of_whi
 
 
 def test_class_tokens_are_told_from_registers():
+    assert set(PREFIX_TOKENS) == set(ARCHITECTURES)
     counts = {}
     for name, (_, settings, prefix) in PLAIN.items():
         if name in transformers.CONFIG_MAPPING and name in ARCHITECTURES and name != "unit_vision_model":
@@ -953,18 +962,25 @@ def test_a_clip_checkpoint_goes_through_both_stages(recipes, starts, tmp_path, c
         assert torch.equal(again(pixels).last_hidden_state, run_encoder(model.vision_model, pixels).last_hidden_state)
 
 
-def test_the_teacher_is_the_start_when_none_is_named(recipes, starts, monkeypatch):
-    teachers = []
-    trainer = training_recipe.IntraScaleTrainer
+@pytest.fixture
+def teachers(monkeypatch):
+    """The teachers of stage 1 that recipes make, each with its weights before training."""
+    made, trainer = [], training_recipe.IntraScaleTrainer
 
     def watched(*args, teacher, **kwargs):
-        teachers.append((teacher, copy.deepcopy(teacher.state_dict())))
+        made.append((teacher, copy.deepcopy(teacher.state_dict())))
         return trainer(*args, teacher=teacher, **kwargs)
 
     monkeypatch.setattr(training_recipe, "IntraScaleTrainer", watched)
+    return made
+
+
+FROM_SCRATCH = {"text_config": {key: value for key, value in OPT.items() if key not in ("vocab_size", "pad_token_id")}}
+
+
+def test_the_teacher_is_the_start_when_none_is_named(recipes, starts, teachers):
     folder, plain = starts("siglip2_vision_model")
-    text = {key: value for key, value in OPT.items() if key not in ("vocab_size", "pad_token_id")}
-    path = recipes.write("siglip2", STAGE_1, start=str(folder), model=SMALL | {"text_config": text})
+    path = recipes.write("siglip2", STAGE_1, start=str(folder), model=SMALL | FROM_SCRATCH)
     out = run_recipe(path, ["lora.parts=[encoder]", "lora.r=2"])
     ((teacher, at_first),) = teachers
     for key, tensor in teacher.state_dict().items():
@@ -975,20 +991,26 @@ def test_the_teacher_is_the_start_when_none_is_named(recipes, starts, monkeypatc
     assert not torch.equal(model.vision_model.state_dict()[fc1], at_first[fc1])
 
 
-def test_a_whole_model_can_be_the_teacher(recipes, tmp_path):
+def test_a_whole_model_can_be_the_teacher(recipes, tmp_path, teachers):
     full = unit_model().train()
     full.save_pretrained(tmp_path / "full")
     processor().save_pretrained(tmp_path / "full")
     path = recipes.write("from-full", STAGE_1, start=str(tmp_path / "full"), teacher=str(tmp_path / "full"))
     assert (run_recipe(path) / "model.safetensors").is_file()
+    ((teacher, _),) = teachers
+    for key, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, full.vision_model.state_dict()[key]), key
 
 
-def test_openclip_weights_start_a_recipe(recipes, starts):
-    text = {key: value for key, value in OPT.items() if key not in ("vocab_size", "pad_token_id")}
-    settings = {"start": str(starts("openclip")[0]), "model": SMALL | {"text_config": text}}
-    out = run_recipe(recipes.write("openclip", STAGE_1, start_settings={"hidden_act": "quick_gelu"}, **settings))
+def test_openclip_weights_start_a_recipe(recipes, starts, teachers):
+    quick, source = {"hidden_act": "quick_gelu"}, str(starts("openclip")[0])
+    path = recipes.write("openclip", STAGE_1, start=source, start_settings=quick, model=SMALL | FROM_SCRATCH)
+    out = run_recipe(path)
     config = json.loads((out / "config.json").read_text())["vision_config"]
     assert (config["model_type"], config["hidden_act"]) == ("clip_vision_model", "quick_gelu")
+    path = recipes.write("openclip-again", STAGE_1, start=str(out), teacher=source, teacher_settings=quick)
+    run_recipe(path)
+    assert [teacher.config.hidden_act for teacher, _ in teachers] == ["quick_gelu", "quick_gelu"]
 
 
 @pytest.mark.parametrize(
@@ -1005,6 +1027,7 @@ def test_openclip_weights_start_a_recipe(recipes, starts):
         ({"start": "{vit}", "language_decoder": "{mute}", "model": {"text_config": OPT}}, "leave out one of the two"),
         ({"start": "{vit}", "model": {"vision_config": {}}}, "is for stage zero"),
         ({"start": "{full}", "teacher": "{vit}", "language_decoder": "{mute}"}, "is a whole UNIT model"),
+        ({"start": "{vit}", "start_settings": {"hidden": 1}}, "Unknown keys in `start_settings`: hidden"),
         ({"start": "{nowhere}"}, "neither config.json nor OpenCLIP weights"),
     ],
 )
@@ -1019,9 +1042,8 @@ def test_recipes_that_cannot_be_run_are_refused_in_one_line(settings, words, rec
     if "mute" in str(settings):
         write_decoder(folders["mute"], unk_token="</s>")
     settings = {key: value.format(**folders) if isinstance(value, str) else value for key, value in settings.items()}
-    if "language_decoder" not in settings and "model" not in settings and "full" not in settings.get("start", ""):
-        text = {key: value for key, value in OPT.items() if key not in ("vocab_size", "pad_token_id")}
-        settings["model"] = SMALL | {"text_config": text}
+    if "language_decoder" not in settings and "model" not in settings and "full" not in settings["start"]:
+        settings["model"] = SMALL | FROM_SCRATCH
     path = recipes.write("refused", STAGE_1, **settings)
     assert unit(["train", path]) == 2
     *_, error = capsys.readouterr().err.strip().splitlines()  # behind the bars of what was loaded

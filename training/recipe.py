@@ -62,11 +62,12 @@ class Recipe:
         start: folder or Hub id of a full UNIT model to go on from; or of an encoder alone, any that
             `UnitForPreTraining.from_vision_pretrained` takes (CLIP, SigLIP, DINO, ...): then `model` describes the
             rest of a new model around it.
-        start_settings: of an encoder as the start: `hidden_act` and `num_attention_heads` of OpenCLIP weights,
-            `hub` (`revision`, ...).
+        start_settings: of an encoder as the start: `hidden_act` and `num_attention_heads` of OpenCLIP weights; the
+            `revision` of a repository.
         teacher: folder or Hub id of the frozen teacher, an encoder or a UNIT model with one inside. By default the
             encoder named by `start`, as it is before training [paper]. Without `start`, a new model's encoder starts
             from the teacher.
+        teacher_settings: of the teacher, as `start_settings`.
         language_decoder: folder or Hub id of a pretrained causal language model, with its tokenizer, for a new model
             (the paper's: `facebook/opt-125m`). Without it, `model.text_config` describes one from scratch, which
             reads and writes bytes.
@@ -84,6 +85,7 @@ class Recipe:
     start: str | None = None
     start_settings: dict[str, Any] = field(default_factory=dict)
     teacher: str | None = None
+    teacher_settings: dict[str, Any] = field(default_factory=dict)
     language_decoder: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     image_processor: dict[str, Any] = field(default_factory=dict)
@@ -189,23 +191,22 @@ def new_model(recipe: Recipe) -> tuple[UnitForPreTraining, UnitProcessor]:
         text_config |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         text_config |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
         settings["text_config"] = text_config
-    start_settings = dict(recipe.start_settings) if source == recipe.start else {}
-    hub = start_settings.get("hub")
-    images = UnitImageProcessor.from_vision_pretrained(source, hub, **recipe.image_processor)
+    found = find_vision_source(source, **_encoder_settings(recipe, "start" if recipe.start else "teacher"))
+    images = UnitImageProcessor.from_vision_pretrained(found, **recipe.image_processor)
+    if images.patch_size != found.config.patch_size:
+        raise ValueError(
+            f"image_processor.patch_size is {images.patch_size}, the encoder's patches are {found.config.patch_size}."
+        )
     processor = UnitProcessor(images, tokenizer, task_prompts=prompts)
     projection = load_projection(source)
     model = UnitForPreTraining.from_vision_pretrained(
-        source,
+        found,
         language_decoder=recipe.language_decoder,
         image_token_id=processor.image_token_id,
         projection_dim=0 if projection is None else projection.shape[0],
         num_character_classes=NUM_CHARACTER_CLASSES if recipe.training.get("character_weight") else 0,
-        **start_settings,
         **settings,
     )
-    patch = model.config.vision_config.patch_size
-    if images.patch_size != patch:
-        raise ValueError(f"image_processor.patch_size is {images.patch_size}, the encoder's patches are {patch}.")
     if projection is not None:
         with torch.no_grad():
             model.visual_projection.weight.copy_(projection)
@@ -222,6 +223,15 @@ def new_model(recipe: Recipe) -> tuple[UnitForPreTraining, UnitProcessor]:
     return model, processor
 
 
+def _encoder_settings(recipe: Recipe, which: str) -> dict[str, Any]:
+    """`start_settings` or `teacher_settings`."""
+    known, given = ("hidden_act", "num_attention_heads", "revision"), getattr(recipe, f"{which}_settings")
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f"Unknown keys in `{which}_settings`: {', '.join(unknown)}. Known: {', '.join(known)}.")
+    return given
+
+
 def pretrained_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a pretrained language decoder, padding with its end-of-text token where it has no padding.
 
@@ -229,7 +239,7 @@ def pretrained_tokenizer(source: str) -> PreTrainedTokenizerBase:
         ValueError: none is there, or it has no end-of-text token, or cannot say where its pieces stand in the text.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"language_decoder {source}: its tokenizer cannot be loaded: {error}") from error
     if not tokenizer.is_fast:
@@ -239,11 +249,6 @@ def pretrained_tokenizer(source: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def is_full_model(source: str, hub: dict[str, Any] | None = None) -> bool:
-    """Whether a folder or Hub id is a whole UNIT model, as opposed to an encoder alone."""
-    return find_model_type(source, **(hub or {})) == UnitConfig.model_type
 
 
 def main(path: str | Path, overrides: list[str] | None = None) -> Path:
@@ -299,7 +304,7 @@ def _teacher_run(recipe: Recipe, arguments: UnitTrainingArguments):
 
 
 def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
-    is_whole = recipe.start is not None and is_full_model(recipe.start, recipe.start_settings.get("hub"))
+    is_whole = recipe.start is not None and find_model_type(recipe.start) == UnitConfig.model_type
     if is_whole:
         if recipe.language_decoder or recipe.model or recipe.start_settings:
             raise ValueError(
@@ -323,7 +328,8 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         if recipe.teacher is None:
             teacher = model.make_teacher()
         else:
-            teacher = find_vision_source(recipe.teacher).load(torch.float32)
+            found = find_vision_source(recipe.teacher, **_encoder_settings(recipe, "teacher"))
+            teacher = found.load(torch.float32)
         if teacher.config.hidden_size != model.config.vision_decoder_config.output_size:
             raise ValueError(
                 f"The teacher's width is {teacher.config.hidden_size}, the vision decoder gives "
