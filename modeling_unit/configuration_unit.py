@@ -302,6 +302,15 @@ class UnitConfig(PreTrainedConfig):
             f"The encoder architecture {self.vision_config.model_type!r} is not supported. Supported: "
             f"{', '.join(sorted(PREFIX_TOKENS))}.",
         )
+        _require(
+            isinstance(self.vision_config.patch_size, int),
+            f"vision_config.patch_size must be one whole number, got {self.vision_config.patch_size}.",
+        )
+        width, heads = self.vision_config.hidden_size, self.vision_config.num_attention_heads
+        _require(
+            heads > 0 and width % heads == 0,
+            f"vision_config.hidden_size ({width}) must be a multiple of num_attention_heads ({heads}).",
+        )
         self.connector_config = self._sub_config("connector_config", self.connector_config, UnitConnectorConfig, {})
         self.text_config = self._sub_config("text_config", self.text_config, None, _OPT_125M)
         if not isinstance(self.vision_decoder_config, PreTrainedConfig):

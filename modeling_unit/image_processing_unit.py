@@ -12,6 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration_unit import CLIP_MEAN, CLIP_STD
 from .hub_unit import IMAGE_PROCESSOR_AUTO_MAP, write_code
+from .vision_sources_unit import find_vision_source
 
 KINDS = ("natural", "document")
 
@@ -140,6 +141,18 @@ class UnitImageProcessor(BaseImageProcessor):
         self.do_normalize = do_normalize
         self.reading_x_height = reading_x_height
         self.reading_lines = reading_lines
+
+    @classmethod
+    def from_vision_pretrained(cls, source, hub: dict[str, Any] | None = None, **settings) -> "UnitImageProcessor":
+        """The image processor that suits an encoder: its patch size, its nominal side as x1, its mean and deviation,
+        from the image processor saved with it or its architecture's own. The weights are not read.
+
+        Args:
+            source: as of [`UnitForPreTraining.from_vision_pretrained`]. hub: `revision`, `token`, ... of its
+                repository.
+            settings: what is to differ, as of this class.
+        """
+        return cls(**(find_vision_source(source, **(hub or {})).image_settings | settings))
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, and the code beside it, for `trust_remote_code=True`."""

@@ -24,6 +24,10 @@ PARTS = {
 }
 
 
+# Tables of positions, class tokens and registers, as UNIT and the encoders of transformers call them
+UNDECAYED = ("position_embedding", "prefix_tokens", "cls_token", "register_token")
+
+
 def part_of(name: str) -> str:
     """Part of the model that a parameter belongs to, by its name.
 
@@ -57,7 +61,7 @@ def parameter_groups(
             costs memory and is refused: freeze it instead.
         muon_learning_rate: matrices get the key `muon: True` and this rate; `None` for AdamW alone.
 
-    Vectors (biases, norms) and tables of positions are not decayed.
+    Vectors (biases, norms), tables of positions, class tokens and registers are not decayed.
     """
     part_rates = part_rates or {}
     unknown = set(part_rates) - set(PARTS)
@@ -73,7 +77,7 @@ def parameter_groups(
             continue
         part = part_of(name)
         muon = muon_learning_rate is not None and is_matrix(name, parameter)
-        decays = parameter.ndim >= 2 and "position_embedding" not in name and "prefix_tokens" not in name
+        decays = parameter.ndim >= 2 and not any(word in name for word in UNDECAYED)
         rate = (muon_learning_rate if muon else learning_rate) * part_rates.get(part, 1.0)
         key = (part, muon, decays)
         group = groups.setdefault(

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from modeling_unit.packing_unit import pack_images, unpatchify
+from modeling_unit.packing_unit import pack_images
 
 # what fills the rest of a row of text, by the collator's names
 FILL = {"labels": -100, "attention_mask": 0, "token_places": -1}
@@ -40,23 +39,7 @@ def pack_rows(rows: Sequence[dict[str, torch.Tensor]], patch_size: int, pad_toke
     return pack
 
 
-def packed_teacher_features(teacher: nn.Module, pixel_values: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
-    """The teacher's features of a pack, `(1, sum (S + M_i), D')`; a teacher that takes no packs sees one size at a
-    time."""
-    if teacher.config.model_type == "unit_vision_model":
-        return teacher(pixel_values, image_grid_hw=grids, return_dict=True).last_hidden_state[None]
-    shapes = [(rows, cols) for rows, cols in grids.tolist()]
-    own = pixel_values.split([rows * cols for rows, cols in shapes])
-    found = [None] * len(shapes)
-    for shape in sorted(set(shapes)):
-        members = [index for index, each in enumerate(shapes) if each == shape]
-        pixels = unpatchify(torch.stack([own[index] for index in members]), *shape, teacher.config.patch_size)
-        for index, tokens in zip(members, teacher(pixels, return_dict=True).last_hidden_state, strict=True):
-            found[index] = tokens
-    return torch.cat(found)[None]
-
-
-def class_tokens(grids: torch.Tensor, tokens: int) -> torch.Tensor:
+def first_tokens(grids: torch.Tensor, tokens: int) -> torch.Tensor:
     """Where the images of a pack begin in a sequence of `tokens` (prefix and patches of each), `(B,)`."""
     counts = grids.prod(dim=1)
     prefix = (tokens - int(counts.sum())) // len(grids)

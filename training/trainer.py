@@ -11,12 +11,13 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 
 from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput, UnitImageProcessor
+from modeling_unit.architectures_unit import class_tokens, freeze_unread, run_encoder, run_encoder_packed
 
 from .arguments import UnitTrainingArguments
 from .collator import normalized_pixels
 from .losses import alignment_loss, character_loss
 from .optim import PARTS, MuonWithAdamW, parameter_groups, part_of
-from .packing import class_tokens, packed_teacher_features
+from .packing import first_tokens
 from .schedule import TimeLimit
 
 
@@ -55,7 +56,8 @@ class UnitTrainer(TimeLimit):
     """Joint training `L_lan + lambda * L_vis` [paper] on micro-batches of groups (see `training/data/mixture.py`).
 
     Args:
-        teacher: the encoder as it was before training, frozen [paper]; without it there is no `L_vis`.
+        teacher: the encoder as it was before training, frozen [paper]; without it there is no `L_vis`. Any supported
+            encoder (`model.make_teacher()`), or a whole UNIT model, of which only the encoder is used.
         image_processor: normalises the pixels of a raw [`GroupCollator`] on the device; not needed for others.
     """
 
@@ -72,6 +74,10 @@ class UnitTrainer(TimeLimit):
     ):
         kwargs.setdefault("data_collator", _only_item)
         super().__init__(*args, **kwargs)
+        encoder = getattr(_unwrapped(self.model), "vision_model", None)
+        if encoder is not None:
+            freeze_unread(encoder)
+        teacher = getattr(teacher, "vision_model", teacher)
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         if self.teacher is not None:
             self.teacher.to(self.args.device)
@@ -160,14 +166,18 @@ class UnitTrainer(TimeLimit):
         of a pack."""
         patch = self.teacher.config.patch_size
         if grids is None:
-            features = self.teacher(pixel_values, return_dict=True).last_hidden_state  # (B, S + M, D)
-        else:
-            features = packed_teacher_features(self.teacher, pixel_values, grids)  # (1, sum (S + M_i), D)
+            features = run_encoder(self.teacher, pixel_values).last_hidden_state  # (B, S + M, D)
+        else:  # (1, sum (S + M_i), D)
+            features = run_encoder_packed(self.teacher, pixel_values, grids).last_hidden_state[None]
         draw = torch.rand(features.shape[:2], generator=self._sampler)
         mask = (draw < self.args.token_sampling_ratio).to(features.device)
-        # the class token carries recognition: always among them [ours]
-        mask[:, 0 if grids is None else class_tokens(grids, features.shape[1])] = True
-        if grids is not None:
+        # the class token, where there is one, carries recognition: always among them [ours]
+        kept = class_tokens(self.teacher.config)
+        if grids is None:
+            mask[:, :kept] = True
+        else:
+            first = first_tokens(grids, features.shape[1])
+            mask[:, (first[:, None] + torch.arange(kept, device=first.device)).flatten()] = True
             return {"teacher_features": features, "teacher_grid": grids, "teacher_token_mask": mask}
         grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
         return {"teacher_features": features, "teacher_grid": grid, "teacher_token_mask": mask}
