@@ -15,6 +15,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils.import_utils import is_torchdynamo_exporting
 
 from .configuration_unit import UnitVisionConfig
 from .hub_unit import ENCODER_AUTO_MAP, write_code
@@ -64,6 +65,8 @@ class UnitPatchEmbeddings(nn.Module):
         table covers, the table is resized to the longer side squared and its top-left corner taken; if it is, the
         corner is taken as it is and resized only where the grid outgrows the table.
         """
+        if is_torchdynamo_exporting():
+            return self.gathered_positions(rows, cols)
         side, width = self.config.position_side, self.config.hidden_size
         table = self.position_embedding
         if rows == cols == side:
@@ -78,6 +81,32 @@ class UnitPatchEmbeddings(nn.Module):
             if grid.shape[-2:] != (rows, cols):
                 grid = self._resize(grid, rows, cols)
         return grid.permute(0, 2, 3, 1).reshape(rows * cols, width)
+
+    def gathered_positions(self, rows: int, cols: int) -> torch.Tensor:
+        """[`positions`] by one formula for every grid, `(rows * cols, D)`: what an export traces, where rows and
+        columns are symbols and no decision may depend on them. Equal up to rounding, and slower."""
+        side, width = self.config.position_side, self.config.hidden_size
+        absolute = self.config.image_size == side * self.config.patch_size
+        table = self.position_embedding.reshape(side * side, width)
+
+        def places(size, other):
+            """Of `size` rows (columns): entry of the table below, entry above, share of the latter."""
+            # from `used` entries of the table, corner on corner, to `target` of which the first `size` are taken
+            used, target = (torch.sym_min(size, side), size) if absolute else (side, torch.sym_max(size, other))
+            place = torch.arange(size, device=table.device).float() * ((used - 1) / torch.sym_max(target - 1, 1))
+            below = place.floor()
+            return below.long(), (below.long() + 1).clamp(max=side - 1), place - below
+
+        top, bottom, down = places(rows, cols)
+        left, right, along = places(cols, rows)
+        down, along = down[:, None, None], along[None, :, None]
+
+        def entries(y, x):
+            return F.embedding(y[:, None] * side + x[None, :], table).float()  # (rows, cols, D)
+
+        upper = entries(top, left) * (1 - along) + entries(top, right) * along
+        lower = entries(bottom, left) * (1 - along) + entries(bottom, right) * along
+        return (upper * (1 - down) + lower * down).reshape(rows * cols, width).to(table.dtype)
 
     @staticmethod
     def _resize(grid: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
@@ -181,7 +210,7 @@ class UnitAttention(nn.Module):
     def forward(self, hidden_states, attention_mask=None, **kwargs):
         batch, tokens, width = hidden_states.shape
         qkv = self.qkv(hidden_states).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, D / heads)
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # each (B, heads, T, D / heads)
         # transformers looks for this very call in the source before it lets `set_attn_implementation` do anything
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         attended, weights = attend(
