@@ -16,8 +16,15 @@ from transformers import (
     AutoProcessor,
 )
 
-from .configuration_unit import UnitConfig, UnitConnectorConfig, UnitVisionConfig, UnitVisionDecoderConfig
+from .configuration_unit import (
+    UnitConfig,
+    UnitConnectorConfig,
+    UnitVisionConfig,
+    UnitVisionDecoderConfig,
+    nearest_supported_size,
+)
 from .encoder_unit import UnitVisionModel
+from .features_unit import UnitLayerFeatures, layer_features, principal_colours
 from .image_processing_unit import UnitImageProcessor
 from .modeling_unit import (
     UnitCausalLMOutput,
@@ -41,12 +48,16 @@ __all__ = [
     "UnitForPreTrainingOutput",
     "UnitImageFeatures",
     "UnitImageProcessor",
+    "UnitLayerFeatures",
     "UnitModel",
     "UnitProcessor",
     "UnitVisionConfig",
     "UnitVisionDecoder",
     "UnitVisionDecoderConfig",
     "UnitVisionModel",
+    "layer_features",
+    "nearest_supported_size",
+    "principal_colours",
     "shipped_checkpoint",
 ]
 

@@ -17,7 +17,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.import_utils import is_torchdynamo_exporting
 
-from .configuration_unit import UnitVisionConfig
+from .configuration_unit import UnitVisionConfig, nearest_supported_size
+from .features_unit import layer_features
 from .hub_unit import ENCODER_AUTO_MAP, write_code
 
 
@@ -299,7 +300,21 @@ class UnitPreTrainedModel(PreTrainedModel):
             init.copy_(module.pixel_std, torch.tensor(config.image_std).view(-1, 1, 1))
 
 
-class UnitVisionModel(UnitPreTrainedModel):
+class UnitEncoderFeatures:
+    """What can be asked of a model whose `config` describes an encoder, or has one: its layers and its sizes."""
+
+    def layer_features(self, pixel_values: torch.Tensor, layers=(-1,), **kwargs) -> list:
+        """Features of chosen layers: tokens, class token, mean, grid, attention maps; see
+        [`features_unit.layer_features`]."""
+        return layer_features(self, pixel_values, layers, **kwargs)
+
+    def nearest_supported_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of whole patches nearest to an image's; see
+        [`configuration_unit.nearest_supported_size`]."""
+        return nearest_supported_size(self.config, height, width)
+
+
+class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
     """UNIT's encoder: features of a picture or a page at any size.
 
     Example:

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_unit import PREFIX_TOKENS, UnitConfig, UnitVisionDecoderConfig
 from .connector_unit import CONNECTORS, UnitQFormerConnector
-from .encoder_unit import UnitPreTrainedModel, UnitVisionModel
+from .encoder_unit import UnitEncoderFeatures, UnitPreTrainedModel, UnitVisionModel
 from .hub_unit import FULL_AUTO_MAP, VISION_DECODER_AUTO_MAP
 
 
@@ -222,7 +222,7 @@ class UnitComposedModel(UnitPreTrainedModel):
         return model(pixel_values, return_dict=True, **kwargs).last_hidden_state
 
 
-class UnitModel(UnitComposedModel):
+class UnitModel(UnitEncoderFeatures, UnitComposedModel):
     """The encoder of a full UNIT repository, with the encoder's own outputs: what `AutoModel` loads there."""
 
     _keys_to_ignore_on_load_unexpected = [

@@ -32,6 +32,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from modeling_unit.configuration_unit import PREFIX_TOKENS
+from modeling_unit.features_unit import any_size
 
 from .evaluation.report import markdown_table
 
@@ -97,16 +98,10 @@ class TraceableEncoder(nn.Module):
     def __init__(self, encoder: PreTrainedModel):
         super().__init__()
         self.encoder = encoder
-        takes = inspect.signature(encoder.forward).parameters
-        needs = [
-            one.name for one in takes.values() if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD
-        ]
-        if needs not in (["pixel_values"], []):
-            raise CannotExport(
-                f"an encoder of the architecture {encoder.config.model_type} cannot be exported: it is a function of "
-                f"{', '.join(needs)}, not of the pixels alone"
-            )
-        self.kwargs = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+        try:
+            self.kwargs = any_size(encoder)
+        except ValueError as error:
+            raise CannotExport(f"{error}: that cannot be exported") from error
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         output = self.encoder(pixel_values, return_dict=True, **self.kwargs)
