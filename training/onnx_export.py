@@ -271,13 +271,18 @@ def _output_names(model: TraceableEncoder) -> list[str]:
     return list(OUTPUTS[: len(given)])
 
 
-def session(path: str | Path, threads: int | None = None):
-    """An ONNX Runtime session on the CPU with as many threads as torch has, or `threads`."""
+def session(path: str | Path, spinning: bool = True):
+    """An ONNX Runtime session on the CPU with as many threads as torch has.
+
+    Args:
+        spinning: its threads wait for the next run awake, which is faster, and takes the time of others.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.log_severity_level = 4  # what goes wrong is raised; the log repeats it
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
