@@ -1,5 +1,9 @@
 """Features of chosen layers, attention maps, sizes, principal components as colours; `unit features` with them."""
 
+import re
+import shlex
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, Siglip2VisionConfig,
 
 import modeling_unit
 from modeling_unit import UnitModel, layer_features, nearest_supported_size, principal_colours
-from unit_cli.__main__ import main
+from unit_cli.__main__ import main, parser
 
 # -- layers ----------------------------------------------------------------------------------------
 
@@ -251,3 +255,16 @@ def test_wrong_arguments_are_refused_in_one_line(folder, capsys, arguments, mess
     assert len(lines) == 1
     assert message in lines[0]
     assert sorted(path.name for path in folder.iterdir()) == ["model", "picture.png"]
+
+
+def test_the_pictures_of_the_documentation_are_made_by_the_commands_beside_them():
+    root = Path(__file__).resolve().parents[1]
+    text = (root / "docs" / "features.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^unit (.*)$", text.replace("\\\n", " "), re.MULTILINE)
+    parsed = [parser().parse_args(shlex.split(command, comments=True)) for command in commands]
+    drawn = [arguments for arguments in parsed if arguments.pca]
+    shown = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
+    assert [arguments.pca for arguments in drawn] == [f"docs/{name}" for name in shown]
+    assert all((root / "docs" / name).is_file() for name in shown)
+    assert all((root / path).is_file() for arguments in drawn for path in arguments.paths)
+    assert all(len(arguments.sizes) == 3 for arguments in drawn)
