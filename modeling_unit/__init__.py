@@ -16,8 +16,15 @@ from transformers import (
     AutoProcessor,
 )
 
-from .configuration_unit import UnitConfig, UnitConnectorConfig, UnitVisionConfig, UnitVisionDecoderConfig
+from .configuration_unit import (
+    UnitConfig,
+    UnitConnectorConfig,
+    UnitVisionConfig,
+    UnitVisionDecoderConfig,
+    nearest_supported_size,
+)
 from .encoder_unit import UnitVisionModel
+from .features_unit import UnitLayerFeatures, layer_features, principal_colours
 from .image_processing_unit import UnitImageProcessor
 from .modeling_unit import (
     UnitCausalLMOutput,
@@ -42,6 +49,7 @@ __all__ = [
     "UnitForPreTrainingOutput",
     "UnitImageFeatures",
     "UnitImageProcessor",
+    "UnitLayerFeatures",
     "UnitModel",
     "UnitPackedOutput",
     "UnitProcessor",
@@ -49,7 +57,10 @@ __all__ = [
     "UnitVisionDecoder",
     "UnitVisionDecoderConfig",
     "UnitVisionModel",
+    "layer_features",
+    "nearest_supported_size",
     "pack_images",
+    "principal_colours",
     "shipped_checkpoint",
     "split_packed",
 ]

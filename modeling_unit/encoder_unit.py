@@ -17,8 +17,10 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils.import_utils import is_torchdynamo_exporting
 
-from .configuration_unit import UnitVisionConfig
+from .configuration_unit import UnitVisionConfig, nearest_supported_size
+from .features_unit import layer_features
 from .hub_unit import ENCODER_AUTO_MAP, write_code
 from .packing_unit import PackedLayout, UnitPackedOutput, check_pack, packed_attention, patchify
 from .released_unit import (
@@ -73,6 +75,8 @@ class UnitPatchEmbeddings(nn.Module):
         table covers, the table is resized to the longer side squared and its top-left corner taken; if it is, the
         corner is taken as it is and resized only where the grid outgrows the table.
         """
+        if is_torchdynamo_exporting():
+            return self.gathered_positions(rows, cols)
         side, width = self.config.position_side, self.config.hidden_size
         table = self.position_embedding
         if rows == cols == side:
@@ -87,6 +91,32 @@ class UnitPatchEmbeddings(nn.Module):
             if grid.shape[-2:] != (rows, cols):
                 grid = self._resize(grid, rows, cols)
         return grid.permute(0, 2, 3, 1).reshape(rows * cols, width)
+
+    def gathered_positions(self, rows: int, cols: int) -> torch.Tensor:
+        """[`positions`] by one formula for every grid, `(rows * cols, D)`: what an export traces, where rows and
+        columns are symbols and no decision may depend on them. Equal up to rounding, and slower."""
+        side, width = self.config.position_side, self.config.hidden_size
+        absolute = self.config.image_size == side * self.config.patch_size
+        table = self.position_embedding.reshape(side * side, width)
+
+        def places(size, other):
+            """Of `size` rows (columns): entry of the table below, entry above, share of the latter."""
+            # from `used` entries of the table, corner on corner, to `target` of which the first `size` are taken
+            used, target = (torch.sym_min(size, side), size) if absolute else (side, torch.sym_max(size, other))
+            place = torch.arange(size, device=table.device).float() * ((used - 1) / torch.sym_max(target - 1, 1))
+            below = place.floor()
+            return below.long(), (below.long() + 1).clamp(max=side - 1), place - below
+
+        top, bottom, down = places(rows, cols)
+        left, right, along = places(cols, rows)
+        down, along = down[:, None, None], along[None, :, None]
+
+        def entries(y, x):
+            return F.embedding(y[:, None] * side + x[None, :], table).float()  # (rows, cols, D)
+
+        upper = entries(top, left) * (1 - along) + entries(top, right) * along
+        lower = entries(bottom, left) * (1 - along) + entries(bottom, right) * along
+        return (upper * (1 - down) + lower * down).reshape(rows * cols, width).to(table.dtype)
 
     @staticmethod
     def _resize(grid: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
@@ -388,7 +418,21 @@ class UnitPreTrainedModel(PreTrainedModel):
             init.copy_(module.pixel_std, torch.tensor(config.image_std).view(-1, 1, 1))
 
 
-class UnitVisionModel(UnitPreTrainedModel):
+class UnitEncoderFeatures:
+    """What can be asked of a model whose `config` describes an encoder, or has one: its layers and its sizes."""
+
+    def layer_features(self, pixel_values: torch.Tensor, layers=(-1,), **kwargs) -> list:
+        """Features of chosen layers: tokens, class token, mean, grid, attention maps; see
+        [`features_unit.layer_features`]."""
+        return layer_features(self, pixel_values, layers, **kwargs)
+
+    def nearest_supported_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of whole patches nearest to an image's; see
+        [`configuration_unit.nearest_supported_size`]."""
+        return nearest_supported_size(self.config, height, width)
+
+
+class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
     """UNIT's encoder: features of a picture or a page at any size.
 
     Example:
