@@ -49,6 +49,7 @@ from modeling_unit.configuration_unit import CLIP_MEAN, CLIP_STD, PREFIX_TOKENS
 from modeling_unit.vision_sources_unit import find_vision_source, image_settings, openclip_to_clip
 from training.arguments import LoraArguments
 from training.data.schema import write_shards
+from training.evaluation.run import PictureEncoder
 from training.export import save_encoder
 from training.lora import add_lora
 from training.recipe import main as run_recipe
@@ -578,6 +579,21 @@ def test_a_save_that_fails_leaves_nothing(starts, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "config.json").read_text() == "of an earlier one"
     with pytest.raises(ValueError, match="is a file; name a folder"):
         model.save_encoder(tmp_path / "out" / "config.json")
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip2_vision_model", "radio", "dinov3_vit"])
+def test_it_is_evaluated_as_a_teacher(name, starts):
+    folder, plain = starts(name)
+    encoder = PictureEncoder(str(folder))
+    assert encoder.resolution == 32
+    picture = noise(32, 32)
+    first, patches = encoder.tokens([picture, noise(32, 32, 1)])
+    assert patches.shape == (2, 16, 32)
+    pixels = torch.from_numpy(encoder.processor.normalize(picture))[None]
+    tokens = plain_forward(plain, pixels).last_hidden_state
+    prefix = PLAIN[name][2]
+    torch.testing.assert_close(patches[0], tokens[0, prefix:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(first[0], tokens[0, 0] if prefix else tokens[0].mean(dim=0), atol=1e-5, rtol=0)
 
 
 def test_the_parity_table_measures_what_it_says():
