@@ -46,7 +46,7 @@ from modeling_unit import (
 )
 from modeling_unit.architectures_unit import ARCHITECTURES, class_tokens, freeze_unread, prefix_tokens, run_encoder
 from modeling_unit.configuration_unit import CLIP_MEAN, CLIP_STD, PREFIX_TOKENS
-from modeling_unit.vision_sources_unit import find_vision_source, image_settings, openclip_to_clip
+from modeling_unit.vision_sources_unit import _put_prefix, find_vision_source, image_settings, openclip_to_clip
 from training.arguments import LoraArguments
 from training.data.schema import write_shards
 from training.evaluation.run import PictureEncoder
@@ -562,6 +562,19 @@ def test_an_encoder_replaces_an_earlier_one_and_other_files_stay(starts, tmp_pat
     assert sorted(file.name for file in tmp_path.glob("model*")) == ["model.safetensors"]
     loaded = transformers.AutoModel.from_pretrained(tmp_path)
     assert torch.equal(loaded.state_dict()["layernorm.weight"], model.vision_model.state_dict()["layernorm.weight"])
+
+
+def test_weights_in_several_files_get_their_prefix_too(starts, tmp_path):
+    plain = starts("clip_vision_model")[1]
+    plain.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    _put_prefix(tmp_path, "vision_model.")
+    names = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert all(name.startswith("vision_model.") for name in names)
+    loaded, report = CLIPVisionModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    for key, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, plain.state_dict()[key]), key
 
 
 def test_a_save_that_fails_leaves_nothing(starts, tmp_path, monkeypatch):
