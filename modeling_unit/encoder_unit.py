@@ -21,6 +21,10 @@ from .configuration_unit import UnitVisionConfig
 from .hub_unit import ENCODER_AUTO_MAP, write_code
 from .packing_unit import PackedLayout, UnitPackedOutput, check_pack, packed_attention, patchify
 
+# Numbers in the middle of an MLP. On a CPU, at inference, more than the first are made in parts of about the second:
+# beyond 32 MB malloc takes fresh pages for every tensor, whose first touch cost a tenth of the block [ours, measured].
+MLP_AT_ONCE, MLP_CHUNK = 2**23, 2**21
+
 
 def sincos_positions(side: int, width: int) -> torch.Tensor:
     """Two-dimensional sine-cosine table, `(1, side * side, width)`: the start of the learned positions [ours].
@@ -275,15 +279,19 @@ class UnitMLP(nn.Module):
     def __init__(self, config: UnitVisionConfig):
         super().__init__()
         self.exact_gelu = config.hidden_act == "gelu"
+        self.width = config.intermediate_size
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.act = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states):
-        hidden_states = self.fc1(hidden_states)
-        if self.exact_gelu and may_overwrite(self.fc1, self.act):
-            return self.fc2(torch.ops.aten.gelu_(hidden_states))
-        return self.fc2(self.act(hidden_states))
+        if not (self.exact_gelu and may_overwrite(self.fc1, self.act, self.fc2)):
+            return self.fc2(self.act(self.fc1(hidden_states)))
+        tokens = hidden_states.flatten(0, -2)
+        if tokens.device.type != "cpu" or len(tokens) * self.width <= MLP_AT_ONCE:
+            return self.fc2(torch.ops.aten.gelu_(self.fc1(hidden_states)))
+        parts = tokens.split(max(1, MLP_CHUNK // self.width))
+        return torch.cat([self.fc2(torch.ops.aten.gelu_(self.fc1(part))) for part in parts]).view_as(hidden_states)
 
 
 class UnitBlock(GradientCheckpointingLayer):
