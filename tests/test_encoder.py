@@ -406,7 +406,6 @@ def test_what_inference_overwrites_changes_no_output(settings):
 def test_a_large_mlp_is_computed_in_parts(monkeypatch):
     model, batch = encoder(), pixels(2, 3, 32, 40)
     expected = model(batch).last_hidden_state
-    monkeypatch.setattr(encoder_unit, "MLP_AT_ONCE", 48)
     monkeypatch.setattr(encoder_unit, "MLP_CHUNK", 48 * 9)  # parts of 9 of the 42 tokens
     rows = []
     monkeypatch.setattr(
