@@ -78,9 +78,8 @@ def test_every_command_is_there(capsys):
         main(["--help"])
     assert done.value.code == 0
     shown = capsys.readouterr().out
-    assert all(
-        f"\n    {name} " in shown for name in ("read", "describe", "features", "export", "train", "data", "evaluate")
-    )
+    names = ("read", "describe", "features", "convert", "export", "train", "data", "evaluate")
+    assert all(f"\n    {name} " in shown for name in names)
 
 
 @pytest.mark.parametrize("arguments", [[], ["write"], ["read"], ["read", "x.png", "--batch-size", "0"]])
