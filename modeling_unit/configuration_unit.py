@@ -6,8 +6,10 @@ authors released, [ours] a choice of this project where both are silent.
 
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING
 from transformers.activations import ACT2FN
+
+from .compat_unit import PreTrainedConfig
 
 # OpenAI CLIP's channel statistics, for pixels in [0, 1]; the released encoders use them [code]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -85,6 +87,8 @@ class UnitVisionConfig(PreTrainedConfig):
             one: `m - num_cls_tokens % m` [code].
         use_final_norm (`bool`): LayerNorm on the output tokens. The authors found it crucial before a language model;
             a released checkpoint may lack it (its `fc_norm` is not applied in the forward pass) [code].
+        tie_last_hidden_states (`bool`): the last of the hidden states is `last_hidden_state`, final norm applied; LLaVA,
+            which reads hidden states, then gets normed tokens from layer -1. transformers' own name for it.
         pooling (`str`): `"cls"` (first class token) or `"mean"` (mean of the patch tokens) for `pooler_output`.
         normalize_pixels (`bool`): subtract `image_mean` and divide by `image_std` inside the model, for pixels in [0,
             1]. False when the image processor has done it [code: the released checkpoints carry the statistics
@@ -116,6 +120,7 @@ class UnitVisionConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.0
     initializer_range: float = 0.02
     use_final_norm: bool = True
+    tie_last_hidden_states: bool = False
     pooling: str = "cls"
     normalize_pixels: bool = False
     image_mean: list[float] | tuple[float, ...] = CLIP_MEAN
