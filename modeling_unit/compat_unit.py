@@ -27,7 +27,7 @@ else:
     class PreTrainedConfig(PretrainedConfig):
         """A configuration whose fields are annotated class attributes, as those of transformers 5 are."""
 
-        sub_configs: dict = {}
+        sub_configs = {}
         base_config_key = ""
 
         def __init__(self, **kwargs):

@@ -210,7 +210,8 @@ def is_unit(name_or_folder: str) -> bool:
 def register_llava(package: str = "llava") -> None:
     """Make `build_vision_tower` of the installed LLaVA or LLaVA-NeXT build a [`UnitVisionTower`] for UNIT's folders.
 
-    All other towers are built as before. Modules that took the function by name (`llava_arch.py`) get the new one.
+    All other towers are built as before; a Hub id is looked up only if the repository does not claim it (LLaVA-NeXT
+    takes whatever has "clip" or "siglip" in its name). Modules that took the function by name (`llava_arch.py`) get the new one.
     Calling it twice changes nothing more.
 
     Args:
@@ -227,9 +228,15 @@ def register_llava(package: str = "llava") -> None:
     @functools.wraps(original)
     def build_vision_tower(vision_tower_cfg, **kwargs):
         name = getattr(vision_tower_cfg, "mm_vision_tower", getattr(vision_tower_cfg, "vision_tower", None))
-        if name is not None and is_unit(name):
+        if name is not None and Path(name).is_dir() and is_unit(name):
             return UnitVisionTower(name, args=vision_tower_cfg, **kwargs)
-        return original(vision_tower_cfg, **kwargs)
+        try:
+            return original(vision_tower_cfg, **kwargs)
+        except ValueError:
+            # a name that the repository does not know: asked for on the Hub only now, so that its own need no network
+            if name is None or Path(name).exists() or not is_unit(name):
+                raise
+        return UnitVisionTower(name, args=vision_tower_cfg, **kwargs)
 
     build_vision_tower.builds_unit = True
     for module in list(sys.modules.values()):
