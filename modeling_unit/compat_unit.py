@@ -7,6 +7,7 @@ reader, the connectors and the training need transformers 5.
 
 import copy
 import functools
+import inspect
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ else:
             fields = {}
             for base in reversed(type(self).__mro__):
                 if issubclass(base, PreTrainedConfig) and base is not PreTrainedConfig:
-                    fields |= {name: base.__dict__.get(name) for name in base.__dict__.get("__annotations__", {})}
+                    fields |= {name: base.__dict__.get(name) for name in inspect.get_annotations(base)}
             for name, default in fields.items():
                 setattr(self, name, kwargs.pop(name, copy.deepcopy(default)))
             kwargs.pop("dtype", None)  # the spelling of 5 for `torch_dtype`: the dtype of the file, not a setting

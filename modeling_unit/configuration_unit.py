@@ -87,8 +87,8 @@ class UnitVisionConfig(PreTrainedConfig):
             one: `m - num_cls_tokens % m` [code].
         use_final_norm (`bool`): LayerNorm on the output tokens. The authors found it crucial before a language model;
             a released checkpoint may lack it (its `fc_norm` is not applied in the forward pass) [code].
-        tie_last_hidden_states (`bool`): the last of the hidden states is `last_hidden_state`, final norm applied; LLaVA,
-            which reads hidden states, then gets normed tokens from layer -1. transformers' own name for it.
+        tie_last_hidden_states (`bool`): the last of the hidden states is `last_hidden_state`, final norm applied;
+            LLaVA, which reads hidden states, then gets normed tokens from layer -1. transformers' own name for it.
         pooling (`str`): `"cls"` (first class token) or `"mean"` (mean of the patch tokens) for `pooler_output`.
         normalize_pixels (`bool`): subtract `image_mean` and divide by `image_std` inside the model, for pixels in [0,
             1]. False when the image processor has done it [code: the released checkpoints carry the statistics

@@ -211,8 +211,8 @@ def register_llava(package: str = "llava") -> None:
     """Make `build_vision_tower` of the installed LLaVA or LLaVA-NeXT build a [`UnitVisionTower`] for UNIT's folders.
 
     All other towers are built as before; a Hub id is looked up only if the repository does not claim it (LLaVA-NeXT
-    takes whatever has "clip" or "siglip" in its name). Modules that took the function by name (`llava_arch.py`) get the new one.
-    Calling it twice changes nothing more.
+    takes whatever has "clip" or "siglip" in its name). Modules that took the function by name (`llava_arch.py`) get
+    the new one. Calling it twice changes nothing more.
 
     Args:
         package: name of the package, for a fork that is called otherwise.

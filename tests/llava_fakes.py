@@ -81,7 +81,7 @@ def model_arguments(folder, **changes) -> SimpleNamespace:
 
 
 def process_images(images, image_processor) -> torch.Tensor:
-    """`llava.mm_utils.process_images` with `image_aspect_ratio: pad`: squares in the mean colour, then `preprocess`."""
+    """`llava.mm_utils.process_images` with `image_aspect_ratio: pad`: squares in the mean colour, preprocessed."""
     from PIL import Image
 
     made = []

@@ -3,8 +3,8 @@
     python -m venv old && old/bin/pip install torch transformers==4.37.2 pillow 'numpy<2'
     old/bin/python tests/llava_old_transformers.py
 
-It needs nothing else, and passes with transformers 5 as well. To compare what transformers 5 exports with what an older
-one reads from it, write with the one and read with the other:
+It needs nothing else, and passes with transformers 5 as well. To compare what transformers 5 exports with what an
+older one reads from it, write with the one and read with the other:
 
     python tests/llava_old_transformers.py --write FOLDER
     old/bin/python tests/llava_old_transformers.py --read FOLDER
@@ -108,7 +108,7 @@ def check_encoder(folder: Path, settings: dict) -> None:
     expected = reference(weights, model.config, pixels)
     with torch.no_grad():
         output = model(pixels, output_hidden_states=True)
-        for state, wanted in zip(output.hidden_states, expected):
+        for state, wanted in zip(output.hidden_states, expected, strict=True):
             close(state, wanted)
         padded = torch.rand(1, 3, 48, 40)
         padded[..., :32, :32] = pixels[:1]

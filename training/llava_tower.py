@@ -24,7 +24,15 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel, ViTConfig, ViTModel
+from transformers import (
+    AutoConfig,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from modeling_unit import UnitModel, UnitVisionConfig, UnitVisionModel
 from modeling_unit.configuration_unit import CLIP_MEAN, CLIP_STD
