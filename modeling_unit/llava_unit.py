@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import CLIPImageProcessor, PretrainedConfig
+from transformers.utils import cached_file
 
 from .compat_unit import OLD_TRANSFORMERS
 from .configuration_unit import CLIP_MEAN, CLIP_STD, UnitVisionConfig
@@ -47,12 +48,7 @@ def processor_settings(name_or_folder: str) -> dict:
     """What the image processor's file in a folder (or a Hub repository) says; empty where there is none."""
     for file in PROCESSOR_FILES:
         try:
-            if Path(name_or_folder).is_dir():
-                settings = json.loads((Path(name_or_folder) / file).read_text(encoding="utf-8"))
-            else:
-                from huggingface_hub import hf_hub_download
-
-                settings = json.loads(Path(hf_hub_download(name_or_folder, file)).read_text(encoding="utf-8"))
+            settings = json.loads(Path(cached_file(name_or_folder, file)).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # no such file here or there, no network
             continue
         return settings.get("image_processor", settings)

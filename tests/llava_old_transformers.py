@@ -13,6 +13,7 @@ older one reads from it, write with the one and read with the other:
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -207,6 +208,25 @@ def read(folder: Path) -> None:
         print(f"  {name:<5} {float(difference):.1e}")
         assert difference < 5e-5, name
     assert clip[..., width:].abs().max() == 0
+    # LLaVA-NeXT's `hf:` towers: the code from the folder itself, in a process without this package
+    stranger = """if True:
+        import sys, torch
+        from safetensors.torch import load_file
+        from transformers import AutoImageProcessor, AutoModel
+        folder, expected = sys.argv[1], load_file(sys.argv[2])
+        model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+        assert AutoImageProcessor.from_pretrained(folder).crop_size["height"] == 128
+        with torch.no_grad():
+            given = model.float()(expected["pixels"], output_hidden_states=True).hidden_states[-2][:, 1:]
+        torch.testing.assert_close(given, expected["features"], atol=1e-5, rtol=0)
+    """
+    with tempfile.TemporaryDirectory() as modules:
+        subprocess.run(
+            [sys.executable, "-I", "-c", stranger, str(folder / "unit"), str(folder / "expected.safetensors")],
+            env=os.environ | {"HF_MODULES_CACHE": modules},
+            check=True,
+        )
+    print("  unit  with trust_remote_code, where this package is not installed: equal")
 
 
 def main() -> None:

@@ -490,6 +490,7 @@ IN_4_37 = {
     "transformers.activations": {"ACT2FN"},
     "transformers.modeling_outputs": {"BaseModelOutputWithPooling"},
     "transformers.modeling_utils": {"PreTrainedModel"},
+    "transformers.utils": {"cached_file"},
 }
 TOWER_FILES = ("compat_unit", "configuration_unit", "encoder_unit", "hub_unit", "llava_unit")
 

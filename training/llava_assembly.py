@@ -6,6 +6,7 @@ language model are as they were. Recipes in `training/recipes/llava` train the p
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,12 @@ def build_llava(tower: Tower, language_model: PreTrainedModel, image_token: int,
     Raises:
         ValueError: a language model whose head LLaVA cannot hold.
     """
+    inner = getattr(language_model, language_model.base_model_prefix, None)
+    head = language_model.get_output_embeddings()
+    if language_model.config.tie_word_embeddings and not hasattr(inner, "embed_tokens"):
+        # transformers' LLaVA ties its head to an embedding of this very name (OPT has it one level deeper): two copies
+        language_model.config.tie_word_embeddings = False
+        head = copy.deepcopy(head)
     config = LlavaConfig(
         vision_config=tower.model.config,
         text_config=language_model.config,
@@ -175,8 +182,6 @@ def build_llava(tower: Tower, language_model: PreTrainedModel, image_token: int,
     )
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
-    inner = getattr(language_model, language_model.base_model_prefix, None)
-    head = language_model.get_output_embeddings()
     if type(inner) is not type(model.model.language_model) or not isinstance(head, torch.nn.Linear):
         raise ValueError(
             f"{type(language_model).__name__} is not built as LLaVA expects: a model that AutoModel makes, and a "
@@ -214,6 +219,8 @@ def assemble(
     vision = load_tower(str(tower), size)
     select = selection_for(vision.prefix, select)
     layer = vision.layer if layer is None else layer
+    if layer == 0 and not isinstance(vision.model, UnitVisionModel):
+        layer = [0]  # transformers' own towers take a bare 0 for "no hidden states" (5.23)
     layers = vision.model.config.num_hidden_layers
     for one in layer if isinstance(layer, (list, tuple)) else [layer]:
         if not -layers - 1 <= one <= layers:

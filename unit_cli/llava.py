@@ -1,4 +1,4 @@
-"""`unit llava TOWER LLM OUT`: a LLaVA checkpoint from its parts; or the tower alone, for stacks that make their own."""
+"""`unit llava TOWER LLM OUT`: a LLaVA checkpoint from its parts; or the tower alone, as others know it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def add_parser(subparsers) -> None:
         "--select", choices=("default", "full"), help="drop the class token, or keep it (default: what fits)"
     )
     parser.add_argument(
-        "--layer", type=layers, metavar="N[,N]", help="hidden states to look at (default: -1 of UNIT, -2 of others)"
+        "--layer",
+        type=layers,
+        metavar="N[,N]",
+        help="hidden states to look at, as --layer=-2,-1 (default: -1 of UNIT, -2 of others)",
     )
     parser.add_argument(
         "--tower-only",
