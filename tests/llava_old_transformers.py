@@ -8,6 +8,11 @@ older one reads from it, write with the one and read with the other:
 
     python tests/llava_old_transformers.py --write FOLDER
     old/bin/python tests/llava_old_transformers.py --read FOLDER
+
+With LLaVA's own package in place of a fake, and what was written as the tower that needs no line:
+
+    old/bin/pip install accelerate==0.21.0 sentencepiece einops requests && old/bin/pip install --no-deps llava-torch
+    old/bin/python tests/llava_old_transformers.py --llava FOLDER
 """
 
 import argparse
@@ -229,16 +234,85 @@ def read(folder: Path) -> None:
     print("  unit  with trust_remote_code, where this package is not installed: equal")
 
 
+def real(folder: Path) -> None:
+    """LLaVA's own package: built, trained for a step, asked, saved and loaded, with both kinds of tower."""
+    from llava.constants import IMAGE_TOKEN_INDEX
+    from llava.mm_utils import process_images as llavas_process_images
+    from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+
+    transformers.logging.set_verbosity_error()  # LLaVA loads a frozen tower from its own folder, and says so at length
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape |= {"vocab_size": 64, "max_position_embeddings": 512}
+    for name, source in (("CLIPVisionTower", folder / "clip"), ("UnitVisionTower", shipped_checkpoint())):
+        if name == "UnitVisionTower":
+            register_llava()
+        torch.manual_seed(0)
+        model = LlavaLlamaForCausalLM(LlavaConfig(**shape))
+        arguments = model_arguments(
+            source,
+            pretrain_mm_mlp_adapter=None,
+            mm_projector_type="mlp2x_gelu",
+            mm_patch_merge_type="flat",
+            mm_vision_image_size=128,
+        )
+        model.get_model().initialize_vision_modules(arguments)
+        model.config.mm_vision_image_size = 128  # what is not LLaVA's own, its configuration carries only if told
+        tower = model.get_vision_tower()
+        assert type(tower).__name__ == name, type(tower)
+        model.config.image_aspect_ratio = "pad"
+        pictures = [Image.new("RGB", (30, 20), (200, 100, 0)), Image.new("RGB", (9, 50), (0, 0, 0))]
+        images = llavas_process_images(pictures, tower.image_processor, model.config)
+        assert images.shape == (2, 3, 128, 128)
+        ids = torch.tensor([[1, 5, IMAGE_TOKEN_INDEX, 6, 7]] * 2)
+        labels = torch.where(ids == IMAGE_TOKEN_INDEX, -100, ids)
+        model.train()
+        output = model(input_ids=ids, labels=labels, images=images)
+        assert output.logits.shape[1] == ids.shape[1] - 1 + tower.num_patches
+        output.loss.backward()
+        assert all(parameter.grad is None for parameter in tower.parameters())
+        assert model.get_model().mm_projector[0].weight.grad.abs().max() > 0
+        model.eval()
+        with torch.no_grad():
+            wanted = model(input_ids=ids, images=images).logits
+            made = model.generate(ids[:1], images=images[:1], max_new_tokens=3, do_sample=False)
+            assert made.shape[1] >= 1
+            with tempfile.TemporaryDirectory() as saved:
+                model.save_pretrained(saved)
+                again = LlavaLlamaForCausalLM.from_pretrained(saved).eval()
+                assert not again.get_vision_tower().is_loaded
+                again.get_vision_tower().load_model()
+                close(again(input_ids=ids, images=images).logits, wanted)
+        if name == "UnitVisionTower":  # LLaVA's own tower never learns: it records no gradients
+            # one that has learned comes back from LLaVA's checkpoint
+            model.config.unfreeze_mm_vision_tower = True
+            tower.requires_grad_(True)
+            model(input_ids=ids, labels=labels, images=images).loss.backward()
+            with torch.no_grad(), tempfile.TemporaryDirectory() as saved:
+                for parameter in tower.parameters():
+                    if parameter.grad is not None:
+                        parameter.sub_(parameter.grad.sign() * 1e-2)
+                model.save_pretrained(saved)
+                again = LlavaLlamaForCausalLM.from_pretrained(saved).eval()
+                assert again.get_vision_tower().is_loaded
+                changed = model(input_ids=ids, images=images).logits
+                assert (changed - wanted).abs().max() > 1e-6
+                close(again(input_ids=ids, images=images).logits, changed)
+        print(f"LLaVA's own package, {name} from {source.name}: built, trained, asked, saved, loaded")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", type=Path, metavar="FOLDER")
     parser.add_argument("--read", type=Path, metavar="FOLDER")
+    parser.add_argument("--llava", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
     print(f"transformers {transformers.__version__}, torch {torch.__version__}")
     if arguments.write:
         return write(arguments.write)
     if arguments.read:
         return read(arguments.read)
+    if arguments.llava:
+        return real(arguments.llava)
     with tempfile.TemporaryDirectory() as folder:
         for index, settings in enumerate(SETTINGS):
             check_encoder(Path(folder) / str(index), settings)
