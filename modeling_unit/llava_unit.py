@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import CLIPImageProcessor, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
 from .compat_unit import OLD_TRANSFORMERS
@@ -33,8 +33,12 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 SELECT_FEATURES = ("patch", "cls_patch")
 
 
-def clip_image_processor(size: int, mean=CLIP_MEAN, std=CLIP_STD, do_normalize: bool = True) -> CLIPImageProcessor:
-    """The processor that LLaVA knows: the shorter edge to `size`, the centre cut out, normalised."""
+def clip_image_processor(size: int, mean=CLIP_MEAN, std=CLIP_STD, do_normalize: bool = True):
+    """transformers' `CLIPImageProcessor`, which LLaVA knows: the shorter edge to `size`, the centre cut out,
+    normalised."""
+    # Not above: where torchvision is missing, transformers 5 warns as soon as the name is looked up
+    from transformers import CLIPImageProcessor
+
     return CLIPImageProcessor(
         size={"shortest_edge": size},
         crop_size={"height": size, "width": size},
