@@ -507,6 +507,27 @@ def test_the_stage_needs_a_model_and_data(tmp_path, capsys):
     assert "The stage llava needs `start`" in capsys.readouterr().err
 
 
+def test_adapters_learn_through_checkpointed_layers_and_are_merged(assembled, tmp_path):
+    """The recipe with LoRA on both parts, as for a small device: what is saved is a plain LLaVA again."""
+    file = llava_toy.make_data(tmp_path / "data", ("red",), ("circle", "cross"))
+    overrides = [f"start={assembled}", f"conversations={file}", f"training.output_dir={tmp_path / 'out'}"]
+    overrides += ["training.max_steps=2", "training.per_device_train_batch_size=2", "training.warmup_steps=0"]
+    overrides += [
+        "training.gradient_accumulation_steps=1",
+        "training.save_strategy='no'",
+        "training.learning_rate=0.1",
+    ]
+    overrides += ["lora.parts=[encoder, language_decoder]", "training.gradient_checkpointing=true"]
+    out = llava_toy.recipe.main(llava_toy.RECIPES / "2-all.yaml", [*overrides, "training.bf16=false"])
+    before, after = (LlavaForConditionalGeneration.from_pretrained(folder).state_dict() for folder in (assembled, out))
+    assert before.keys() == after.keys()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    adapted = {
+        name for name in before if re.search(r"(qkv|[qkvo]_proj|\.proj|fc\d|(gate|up|down)_proj)\.weight$", name)
+    }
+    assert changed == adapted | {name for name in before if "multi_modal_projector" in name}
+
+
 def test_the_whole_way_at_toy_size(parts, tmp_path):
     """Pictures, language model and tower from nothing; assembled; projector, then all; asked."""
     found = llava_toy.run(
