@@ -68,7 +68,13 @@ setup(
             for suffix in ("safetensors", "json", "jsonl", "jinja", "md", "txt", "png", "yaml")
         ],
         "spaces_demo": ["samples/**"],
-        "training": ["recipes/**/*.yaml", "evaluation/*.yaml"],
+        "training": [
+            "recipes/**/*.yaml",
+            "recipes/**/*.txt",
+            "recipes/**/*.sh",
+            "recipes/**/*.md",
+            "evaluation/*.yaml",
+        ],
         "training.data": ["*.yaml"],
     },
     install_requires=BASE,

@@ -13,6 +13,7 @@ from .compat_unit import OLD_TRANSFORMERS
 from .configuration_unit import UnitConfig, UnitConnectorConfig, UnitVisionConfig, UnitVisionDecoderConfig
 from .encoder_unit import UnitVisionModel
 from .llava_unit import UnitVisionTower, register_llava
+from .packing_unit import UnitPackedOutput, pack_images, split_packed
 
 if not OLD_TRANSFORMERS:
     from .image_processing_unit import UnitImageProcessor
@@ -39,14 +40,17 @@ __all__ = [
     "UnitImageFeatures",
     "UnitImageProcessor",
     "UnitModel",
+    "UnitPackedOutput",
     "UnitProcessor",
     "UnitVisionConfig",
     "UnitVisionDecoder",
     "UnitVisionDecoderConfig",
     "UnitVisionModel",
     "UnitVisionTower",
+    "pack_images",
     "register_llava",
     "shipped_checkpoint",
+    "split_packed",
 ]
 
 

@@ -80,13 +80,15 @@ class UnitVisionConfig(PreTrainedConfig):
         cpe_crop (`bool`): in training, a random crop of the table is stretched over the grid of each image, its area
             share drawn from `cpe_min_scale` (a share of the side) to 1, its aspect from `cpe_aspect` [code].
         cpe_min_scale (`float`): smallest side share of the crop, sqrt(0.1) [code].
-        cpe_aspect (`tuple[float, float]`): range of the crop's aspect, 3/4 to 4/3 [code].
+        cpe_aspect (`tuple[float, float]`): range of the crop's aspect, width over height, 3/4 to 4/3 [code].
         cpe_drop_prob (`float`): probability that an image gets no positions in training, 0.1 [code].
         num_cls_tokens (`int`): class tokens in front. The first one is the pooled output.
         register_multiple (`int` or `None`): registers are added until prefix tokens are a multiple of it, at least
             one: `m - num_cls_tokens % m` [code].
         use_final_norm (`bool`): LayerNorm on the output tokens. The authors found it crucial before a language model;
             a released checkpoint may lack it (its `fc_norm` is not applied in the forward pass) [code].
+        keep_fc_norm (`bool`): hold that `fc_norm` of a released checkpoint, as buffers that nothing reads, so that the
+            way back to the released format loses nothing.
         tie_last_hidden_states (`bool`): the last of the hidden states is `last_hidden_state`, final norm applied;
             LLaVA, which reads hidden states, then gets normed tokens from layer -1. transformers' own name for it.
         pooling (`str`): `"cls"` (first class token) or `"mean"` (mean of the patch tokens) for `pooler_output`.
@@ -95,6 +97,9 @@ class UnitVisionConfig(PreTrainedConfig):
                 inside].
         patch_embed_float32 (`bool`): compute the patch embedding in float32 whatever the dtype of the model [code].
         attention_dropout (`float`): dropout on attention weights in training.
+        released (`dict` or `None`): of an encoder that came from a released checkpoint: `config`, the text of that
+            checkpoint's `config.json`, and `statistics_dtype`, the dtype of its mean and standard deviation. Read by
+            nothing but the way back to the released format.
     """
 
     model_type = "unit_vision_model"
@@ -120,12 +125,14 @@ class UnitVisionConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.0
     initializer_range: float = 0.02
     use_final_norm: bool = True
+    keep_fc_norm: bool = False
     tie_last_hidden_states: bool = False
     pooling: str = "cls"
     normalize_pixels: bool = False
     image_mean: list[float] | tuple[float, ...] = CLIP_MEAN
     image_std: list[float] | tuple[float, ...] = CLIP_STD
     patch_embed_float32: bool = True
+    released: dict | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -299,6 +306,15 @@ class UnitConfig(PreTrainedConfig):
             self.vision_config.model_type in PREFIX_TOKENS,
             f"The encoder architecture {self.vision_config.model_type!r} is not supported. Supported: "
             f"{', '.join(sorted(PREFIX_TOKENS))}.",
+        )
+        _require(
+            isinstance(self.vision_config.patch_size, int),
+            f"vision_config.patch_size must be one whole number, got {self.vision_config.patch_size}.",
+        )
+        width, heads = self.vision_config.hidden_size, self.vision_config.num_attention_heads
+        _require(
+            heads > 0 and width % heads == 0,
+            f"vision_config.hidden_size ({width}) must be a multiple of num_attention_heads ({heads}).",
         )
         self.connector_config = self._sub_config("connector_config", self.connector_config, UnitConnectorConfig, {})
         self.text_config = self._sub_config("text_config", self.text_config, None, _OPT_125M)

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from .configuration_unit import UnitConfig
+from .packing_unit import neighbours, padded
 
 
 def embedding_width(config: UnitConfig) -> int:
@@ -67,6 +68,18 @@ class UnitQFormerConnector(nn.Module):
         visual = self.proj(self.norm(attended.to(self.norm.weight.dtype)))
         return visual, visual.new_ones(visual.shape[:2], dtype=torch.bool)
 
+    def forward_packed(
+        self, prefix: torch.Tensor, patches: torch.Tensor, grids: list[tuple[int, int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(B, S, D), (sum N_i, D) -> (1, B * K, E), (1, B * K) True`.
+
+        Keys and values are padded to the longest image here: transformers' Q-Former takes no packs. What the encoder
+        did, the larger part by far, was not.
+        """
+        own, mask = padded(patches, [rows * cols for rows, cols in grids])
+        visual, visual_mask = self(prefix, own, 0, 0, mask)
+        return visual.flatten(0, 1)[None], visual_mask.flatten()[None]
+
 
 class UnitMLPConnector(nn.Module):
     """Pixel-unshuffle and a two-layer MLP [ours]: u x u neighbouring patch tokens become one visual token, row by row.
@@ -108,6 +121,17 @@ class UnitMLPConnector(nn.Module):
             mask = mask.reshape(batch, out_rows, unshuffle, out_cols, unshuffle).any(dim=4).any(dim=2)
             patch_mask = mask.flatten(1)
         return self.fc2(self.act(self.fc1(patches))), patch_mask
+
+    def forward_packed(
+        self, prefix: torch.Tensor, patches: torch.Tensor, grids: list[tuple[int, int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(B, S, D), (sum N_i, D) -> (1, sum K_i, E), (1, sum K_i) True`."""
+        if self.unshuffle > 1:
+            places = neighbours(grids, self.unshuffle).to(patches.device)  # (sum K_i, u * u)
+            patches = torch.cat([patches, patches.new_zeros(1, patches.shape[1])])  # the last one stands for padding
+            patches = patches[places].flatten(1)
+        visual = self.fc2(self.act(self.fc1(patches)))[None]
+        return visual, visual.new_ones(visual.shape[:2], dtype=torch.bool)
 
 
 CONNECTORS = {"qformer": UnitQFormerConnector, "mlp": UnitMLPConnector}

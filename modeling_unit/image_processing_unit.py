@@ -12,6 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration_unit import CLIP_MEAN, CLIP_STD
 from .hub_unit import IMAGE_PROCESSOR_AUTO_MAP, write_code
+from .vision_sources_unit import find_vision_source
 
 KINDS = ("natural", "document")
 
@@ -83,7 +84,7 @@ class UnitImageProcessor(BaseImageProcessor):
       padded at the bottom and right to whole patches with the colour of its border.
 
     Images of a batch may differ in size: smaller ones are padded with zeros (after normalisation) and `spatial_shapes`
-    says what belongs to each.
+    says what belongs to each; or, with `return_packed`, their patches come one after another and nothing is padded.
 
     Args:
         patch_size: side of a patch in pixels.
@@ -140,6 +141,18 @@ class UnitImageProcessor(BaseImageProcessor):
         self.do_normalize = do_normalize
         self.reading_x_height = reading_x_height
         self.reading_lines = reading_lines
+
+    @classmethod
+    def from_vision_pretrained(cls, source, hub: dict[str, Any] | None = None, **settings) -> "UnitImageProcessor":
+        """The image processor that suits an encoder: its patch size, its nominal side as x1, its mean and deviation,
+        from the image processor saved with it or its architecture's own. The weights are not read.
+
+        Args:
+            source: as of [`UnitForPreTraining.from_vision_pretrained`]. hub: `revision`, `token`, ... of its
+                repository.
+            settings: what is to differ, as of this class.
+        """
+        return cls(**(find_vision_source(source, **(hub or {})).image_settings | settings))
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, and the code beside it, for `trust_remote_code=True`."""
@@ -216,6 +229,7 @@ class UnitImageProcessor(BaseImageProcessor):
         kind: str = "natural",
         scale: int | None = None,
         return_tensors: str | None = "pt",
+        return_packed: bool = False,
         **kwargs,
     ) -> BatchFeature:
         """
@@ -223,9 +237,11 @@ class UnitImageProcessor(BaseImageProcessor):
             images: one image or a list of them; see [`to_rgb`].
             kind: `"natural"` or `"document"`.
             scale: 1 or `scale_factor`; by default 1 for natural pictures and `scale_factor` for documents [paper].
+            return_packed: the same pixels as a pack, without padding; see `packing_unit`.
 
         Returns:
-            `pixel_values` `(B, 3, H, W)` float32 and `spatial_shapes` `(B, 2)` (rows, columns in patches).
+            `pixel_values` `(B, 3, H, W)` float32 and `spatial_shapes` `(B, 2)` (rows, columns in patches); packed,
+            `pixel_values` `(sum N_i, 3 * P * P)` float32 and `image_grid_hw` `(B, 2)`.
 
         Raises:
             ValueError: unknown kind or scale, something that is no image.
@@ -242,7 +258,8 @@ class UnitImageProcessor(BaseImageProcessor):
         if not images:
             raise ValueError("No image was given.")
         pixels = [self.normalize(self.resize(to_rgb(image), kind, scale)) for image in images]
-        return BatchFeature(pad_batch(pixels, self.patch_size), tensor_type=return_tensors)
+        batch = (pack_batch if return_packed else pad_batch)(pixels, self.patch_size)
+        return BatchFeature(batch, tensor_type=return_tensors)
 
     def normalize(self, image: Image.Image) -> np.ndarray:
         """RGB image to float32 `(3, H, W)`, normalised by `image_mean` and `image_std`."""
@@ -271,3 +288,15 @@ def pad_batch(pixels: list[np.ndarray], patch_size: int) -> dict[str, np.ndarray
         [[array.shape[1] // patch_size, array.shape[2] // patch_size] for array in pixels], dtype=np.int64
     )
     return {"pixel_values": batch, "spatial_shapes": shapes}
+
+
+def pack_batch(pixels: list[np.ndarray], patch_size: int) -> dict[str, np.ndarray]:
+    """Arrays `(3, H, W)` of whole patches to one pack: `pixel_values` `(sum N_i, 3 * P * P)`, image after image, patch
+    after patch row by row, each as channel, row, column, and `image_grid_hw`."""
+    patches = []
+    for array in pixels:
+        channels, height, width = array.shape
+        grid = array.reshape(channels, height // patch_size, patch_size, width // patch_size, patch_size)
+        patches.append(grid.transpose(1, 3, 0, 2, 4).reshape(-1, channels * patch_size * patch_size))
+    grids = [[array.shape[1] // patch_size, array.shape[2] // patch_size] for array in pixels]
+    return {"pixel_values": np.concatenate(patches), "image_grid_hw": np.array(grids, dtype=np.int64)}

@@ -4,7 +4,10 @@ Shapes: B images, N patch tokens, D the encoder's width, T text positions, V voc
 tokens of the encoder's output (1 for UNIT and CLIP).
 """
 
+import copy
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +18,12 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
-from .configuration_unit import PREFIX_TOKENS, UnitConfig, UnitVisionDecoderConfig
+from .architectures_unit import FULL_MODELS, architecture, patch_mask, prefix_tokens, run_encoder, run_encoder_packed
+from .configuration_unit import UnitConfig, UnitVisionDecoderConfig
 from .connector_unit import CONNECTORS, UnitQFormerConnector
 from .encoder_unit import UnitPreTrainedModel, UnitVisionModel
 from .hub_unit import FULL_AUTO_MAP, VISION_DECODER_AUTO_MAP
+from .vision_sources_unit import VisionSource, find_vision_source, save_encoder
 
 
 @dataclass
@@ -32,6 +37,8 @@ class UnitImageFeatures(ModelOutput):
         grid: `(rows, cols)` of the padded batch.
         visual_tokens: `(B, K, E)`, prefix for the language decoder.
         visual_mask: `(B, K)`, True where a visual token belongs to its image.
+        image_grid_hw: `(B, 2)`, rows and columns of each image of a pack. `patches` is then `(1, sum N_i, D)`, image
+            after image, `visual_tokens` `(1, sum K_i, E)`, and there is no common `grid`.
     """
 
     prefix: torch.FloatTensor | None = None
@@ -40,6 +47,7 @@ class UnitImageFeatures(ModelOutput):
     grid: tuple[int, int] | None = None
     visual_tokens: torch.FloatTensor | None = None
     visual_mask: torch.BoolTensor | None = None
+    image_grid_hw: torch.LongTensor | None = None
 
 
 @dataclass
@@ -165,61 +173,103 @@ class UnitComposedModel(UnitPreTrainedModel):
         if isinstance(module, UnitQFormerConnector):
             init.normal_(module.queries, mean=0.0, std=self.config.initializer_range)
 
-    def _make_vision_model(self, config: UnitConfig) -> nn.Module:
-        # by model_type: loaded as remote code, the configuration's class may come from another copy of its file
-        if config.vision_config.model_type == "unit_vision_model":
+    @classmethod
+    def from_vision_pretrained(
+        cls,
+        source: str | Path | VisionSource,
+        language_decoder: str | Path | None = None,
+        hidden_act: str | None = None,
+        num_attention_heads: int | None = None,
+        dtype: torch.dtype | None = torch.float32,
+        hub: dict[str, Any] | None = None,
+        **settings,
+    ) -> "UnitComposedModel":
+        """A new model around a vision transformer that somebody trained: its weights are the start, and the teacher
+        (see [`make_teacher`]).
+
+        Args:
+            source: folder, file or Hub id of the encoder: see [`find_vision_source`] for all that it can be.
+            language_decoder: folder or Hub id of a pretrained causal language model with safetensors; without it,
+                `text_config` describes one from scratch, OPT-125M in shape by default [paper].
+            hidden_act, num_attention_heads: of OpenCLIP weights, which do not tell: `"quick_gelu"` for OpenAI's.
+            dtype: of the weights; float32, for training. `None` keeps the dtype that each checkpoint has, and
+                makes the new parts of the encoder's.
+            hub: `revision`, `token`, `cache_dir`, `local_files_only` of the encoder's repository.
+            settings: `connector_config`, `text_config`, `image_token_id`, ... of [`UnitConfig`].
+
+        The image processor that suits it is `UnitImageProcessor.from_vision_pretrained(source)`.
+
+        Raises:
+            ValueError: nothing there, an architecture that UNIT does not know, keys that lack, weights only as a
+                pickle.
+        """
+        encoder = find_vision_source(source, hidden_act, num_attention_heads, **(hub or {})).load(dtype)
+        parts = {"vision_model": encoder}
+        if language_decoder is not None:
+            if settings.get("text_config") is not None:
+                raise ValueError("Give language_decoder or text_config, not both: a pretrained decoder has its own.")
+            parts["language_model"] = _load_language_decoder(language_decoder, dtype)
+            settings["text_config"] = parts["language_model"].config
+        for part in parts.values():
+            # or `post_init` of the whole would draw their weights anew
+            for each in (*part.modules(), *part.parameters(), *part.buffers()):
+                each._is_hf_initialized = True
+        # the whole's `__init__` hands its own choice, none yet, down to the configurations of its parts
+        attention = {name: part.config._attn_implementation for name, part in parts.items()}
+        model = cls(UnitConfig(vision_config=encoder.config, **settings), parts=parts)
+        for name, part in parts.items():
+            part.set_attn_implementation(attention[name])
+        for name, child in model.named_children():
+            if name not in parts:  # those were loaded in it, and keep in float32 what their class keeps so
+                child.to(dtype or encoder.dtype)
+        return model.eval()
+
+    def make_teacher(self) -> nn.Module:
+        """A frozen copy of the encoder as it is now, in evaluation mode: the teacher, when called before training
+        [paper]."""
+        return copy.deepcopy(self.vision_model).requires_grad_(False).eval()
+
+    def save_encoder(self, save_directory: str | Path, image_processor: Any = None) -> Path:
+        """Write the encoder alone, as the plain class of transformers that it is; see [`save_encoder`] of
+        `vision_sources_unit`."""
+        return save_encoder(self.vision_model, save_directory, image_processor)
+
+    def _make_vision_model(self, config: UnitConfig, parts: dict[str, nn.Module] | None = None) -> nn.Module:
+        if parts and "vision_model" in parts:
+            return parts["vision_model"]
+        if architecture(config.vision_config).ours:
             return UnitVisionModel._from_config(config.vision_config)
         return AutoModel.from_config(config.vision_config)
 
     def encode(self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None = None):
         """Run the encoder: prefix tokens `(B, S, D)`, patch tokens `(B, N, D)`, patch mask `(B, N)` or `None`, the
-        grid.
-
-        Encoders of transformers take no mask: a padded batch is then run one size at a time and put together again.
+        grid. Padded batches give what each image gives alone, whatever the encoder: see [`run_encoder`].
         """
-        vision_config = self.config.vision_config
-        patch = vision_config.patch_size
-        rows, cols = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
-        if vision_config.model_type == "unit_vision_model":
-            output = self.vision_model(pixel_values, spatial_shapes=spatial_shapes, return_dict=True)
-            mask = self.vision_model._patch_mask(pixel_values, spatial_shapes)
-            return output.last_hidden_state[:, :1], output.last_hidden_state[:, 1:], mask, (rows, cols)
-        prefix_count = PREFIX_TOKENS[vision_config.model_type](vision_config)
-        if spatial_shapes is None:
-            output = self._run_foreign(pixel_values)
-            return output[:, :prefix_count], output[:, prefix_count:], None, (rows, cols)
-        prefixes, patches, masks = [None] * len(pixel_values), [None] * len(pixel_values), []
-        shapes = [tuple(shape) for shape in spatial_shapes.tolist()]
-        for own_rows, own_cols in sorted(set(shapes)):
-            members = [index for index, shape in enumerate(shapes) if shape == (own_rows, own_cols)]
-            output = self._run_foreign(pixel_values[members, :, : own_rows * patch, : own_cols * patch])
-            grid = output[:, prefix_count:].unflatten(1, (own_rows, own_cols))
-            grid = F.pad(grid, (0, 0, 0, cols - own_cols, 0, rows - own_rows)).flatten(1, 2)
-            for place, index in enumerate(members):
-                prefixes[index], patches[index] = output[place, :prefix_count], grid[place]
-        for own_rows, own_cols in shapes:
-            mask = torch.zeros(rows, cols, dtype=torch.bool, device=pixel_values.device)
-            mask[:own_rows, :own_cols] = True
-            masks.append(mask.flatten())
-        return torch.stack(prefixes), torch.stack(patches), torch.stack(masks), (rows, cols)
+        config = self.config.vision_config
+        tokens = run_encoder(self.vision_model, pixel_values, spatial_shapes, return_dict=True).last_hidden_state
+        rows, cols = (size // config.patch_size for size in pixel_values.shape[-2:])
+        prefix = prefix_tokens(config)
+        return tokens[:, :prefix], tokens[:, prefix:], patch_mask(config, pixel_values, spatial_shapes), (rows, cols)
 
-    def _run_foreign(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`last_hidden_state` of an encoder of transformers, positions interpolated where it knows how to."""
-        model = self.vision_model
-        kwargs = {}
-        if self.config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model", "vit"):
-            nominal = self.config.vision_config.image_size
-            kwargs["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != (nominal, nominal)
-        pixel_values = pixel_values.to(model.dtype)
-        if self.config.vision_config.model_type == "siglip2_vision_model":
-            # takes patches, each flattened as row, column, channel, and the grid they came from
-            batch, patch = pixel_values.shape[0], self.config.vision_config.patch_size
-            grid = pixel_values.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, 3, rows, P, cols, P)
-            rows, cols = grid.shape[2], grid.shape[4]
-            pixel_values = grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * cols, -1)
-            kwargs["pixel_attention_mask"] = pixel_values.new_ones(batch, rows * cols, dtype=torch.long)
-            kwargs["spatial_shapes"] = torch.tensor([[rows, cols]] * batch, device=pixel_values.device)
-        return model(pixel_values, return_dict=True, **kwargs).last_hidden_state
+    def encode_packed(
+        self, pixel_values: torch.Tensor, image_grid_hw: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the encoder on a pack (see `packing_unit`): prefix tokens `(B, S, D)`, patch tokens `(sum N_i, D)`."""
+        images = run_encoder_packed(self.vision_model, pixel_values, image_grid_hw).split()
+        prefix = prefix_tokens(self.config.vision_config)
+        return torch.stack([each[:prefix] for each in images]), torch.cat([each[prefix:] for each in images])
+
+
+def _load_language_decoder(source: str | Path, dtype: torch.dtype | None) -> nn.Module:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(
+            f"{source}: no causal language model with safetensors can be loaded from there: {line}"
+        ) from error
 
 
 class UnitModel(UnitComposedModel):
@@ -229,17 +279,37 @@ class UnitModel(UnitComposedModel):
         r"^(connector|language_model|vision_decoder|visual_projection|character_head)\."
     ]
 
-    def __init__(self, config: UnitConfig):
+    def __init__(self, config: UnitConfig, parts: dict[str, nn.Module] | None = None):
         super().__init__(config)
-        self.vision_model = self._make_vision_model(config)
+        self.vision_model = self._make_vision_model(config, parts)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_model.get_input_embeddings()
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs):
-        """As the encoder's forward, which see."""
-        return self.vision_model(pixel_values, **kwargs)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        spatial_shapes: torch.Tensor | None = None,
+        image_grid_hw: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ):
+        """As [`UnitVisionModel.forward`], whichever encoder it is: any size, padded batches and packs, hidden states
+        and attention maps on request. See [`run_encoder`] and [`run_encoder_packed`]."""
+        if image_grid_hw is not None:
+            output = run_encoder_packed(self.vision_model, pixel_values, image_grid_hw, **kwargs)
+        else:
+            output = run_encoder(self.vision_model, pixel_values, spatial_shapes, return_dict=True, **kwargs)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+
+def _encoder_of_unit(source: str, dtype: torch.dtype | None, **hub) -> nn.Module:
+    return UnitModel.from_pretrained(source, dtype=dtype or "auto", use_safetensors=True, **hub).vision_model
+
+
+FULL_MODELS["unit"] = _encoder_of_unit
 
 
 class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
@@ -254,11 +324,15 @@ class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
 
-    def __init__(self, config: UnitConfig):
+    def __init__(self, config: UnitConfig, parts: dict[str, nn.Module] | None = None):
+        """`parts`: `vision_model` and `language_model` made already, as [`from_vision_pretrained`] gives them."""
         super().__init__(config)
-        self.vision_model = self._make_vision_model(config)
+        self.vision_model = self._make_vision_model(config, parts)
         self.connector = CONNECTORS[config.connector_config.connector_type](config)
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        if parts and "language_model" in parts:
+            self.language_model = parts["language_model"]
+        else:
+            self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self._add_training_parts(config)
         self.post_init()
 
@@ -275,9 +349,24 @@ class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     def get_image_features(
-        self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        spatial_shapes: torch.Tensor | None = None,
+        image_grid_hw: torch.Tensor | None = None,
     ) -> UnitImageFeatures:
         """Encode images and map them to visual tokens of the language decoder's width."""
+        if image_grid_hw is not None:
+            prefix, patches = self.encode_packed(pixel_values, image_grid_hw)
+            grids = [(rows, cols) for rows, cols in image_grid_hw.tolist()]
+            visual, visual_mask = self.connector.forward_packed(prefix, patches, grids)
+            return UnitImageFeatures(
+                prefix=prefix,
+                patches=patches[None],
+                patch_mask=patches.new_ones(1, len(patches), dtype=torch.bool),
+                visual_tokens=visual,
+                visual_mask=visual_mask,
+                image_grid_hw=image_grid_hw,
+            )
         prefix, patches, patch_mask, (rows, cols) = self.encode(pixel_values, spatial_shapes)
         visual, visual_mask = self.connector(prefix, patches, rows, cols, patch_mask)
         if patch_mask is None:
@@ -321,12 +410,14 @@ class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool | None = None,
+        image_grid_hw: torch.LongTensor | None = None,
         **kwargs,
     ) -> UnitCausalLMOutput | tuple:
         """
         Args:
             input_ids: `(B, T)`, placeholders, prompt, text.
             pixel_values: `(B, 3, H, W)`; spatial_shapes: `(B, 2)` rows and columns of each image when padded.
+                With image_grid_hw `(B, 2)`, a pack: `(sum N_i, 3 * P * P)`, see `packing_unit`.
             attention_mask: `(B, T)`, 0 where `input_ids` are padding.
             labels: `(B, T)`, -100 where nothing is to be learned (placeholders, prompt, padding). Position t predicts
                 label t + 1; the shift is done here.
@@ -339,7 +430,7 @@ class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         features = None
         if pixel_values is not None:
-            features = self.get_image_features(pixel_values, spatial_shapes)
+            features = self.get_image_features(pixel_values, spatial_shapes, image_grid_hw)
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids, features)
         outputs = self.language_model(
@@ -367,12 +458,24 @@ class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids, past_key_values=None, pixel_values=None, **kwargs):
         """Images go in with the first step only; later steps find them in the cache."""
-        spatial_shapes = kwargs.pop("spatial_shapes", None)
+        spatial_shapes, image_grid_hw = (kwargs.pop(name, None) for name in ("spatial_shapes", "image_grid_hw"))
         inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
         if past_key_values is None or past_key_values.get_seq_length() == 0:
             inputs["pixel_values"] = pixel_values
             inputs["spatial_shapes"] = spatial_shapes
+            inputs["image_grid_hw"] = image_grid_hw
         return inputs
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
+        """Several texts for each image (beams): a pack is repeated image by image, not patch by patch."""
+        packed, grids = None, kwargs.get("image_grid_hw")
+        if expand_size > 1 and grids is not None:
+            own = kwargs.pop("pixel_values").split(grids.prod(dim=1).tolist())
+            packed = torch.cat([each for each in own for _ in range(expand_size)])
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        return input_ids, kwargs if packed is None else kwargs | {"pixel_values": packed}
 
 
 class UnitForPreTraining(UnitForConditionalGeneration):
@@ -394,14 +497,26 @@ class UnitForPreTraining(UnitForConditionalGeneration):
             slots = config.character_slots * config.num_character_classes
             self.character_head = nn.Linear(config.vision_config.hidden_size, slots)
 
-    def reconstruct(self, features: UnitImageFeatures, grid: tuple[int, int] | None = None) -> torch.Tensor:
-        """The teacher's features as the vision decoder sees them, `(B, S + M, teacher's width)`.
+    def reconstruct(
+        self, features: UnitImageFeatures, grid: tuple[int, int] | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The teacher's features as the vision decoder sees them, `(B, S + M, teacher's width)`; for a pack
+        `(1, sum (S + M_i), teacher's width)`, image after image.
 
-        `grid`: the teacher's rows and columns; a finer grid of the student is area-pooled to it [ours: a teacher
-            trained at
-        x1 is unreliable at x4, so its target for a x4 image is what it sees at x1].
+        `grid`: the teacher's rows and columns, for a pack `(B, 2)`; a finer grid of the student is area-pooled to it
+        [ours: a teacher trained at x1 is unreliable at x4, so its target for a x4 image is what it sees at x1].
         """
         patches = features.patches
+        if features.image_grid_hw is not None:
+            own = features.image_grid_hw.tolist()
+            wanted = own if grid is None else torch.as_tensor(grid).tolist()
+            tokens = []
+            for place, image in enumerate(patches[0].split([rows * cols for rows, cols in own])):
+                if own[place] != wanted[place]:
+                    image = image.transpose(0, 1).unflatten(1, own[place]).float()  # (D, rows, cols)
+                    image = F.adaptive_avg_pool2d(image, wanted[place]).flatten(1).transpose(0, 1).to(patches.dtype)
+                tokens += [features.prefix[place], image]
+            return self.vision_decoder(torch.cat(tokens)[None])
         if grid is not None and tuple(grid) != tuple(features.grid):
             rows, cols = features.grid
             pooled = F.adaptive_avg_pool2d(
@@ -411,7 +526,10 @@ class UnitForPreTraining(UnitForConditionalGeneration):
         return self.vision_decoder(torch.cat([features.prefix, patches], dim=1))
 
     def get_projected_image_features(
-        self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        spatial_shapes: torch.Tensor | None = None,
+        image_grid_hw: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Image embeddings in the text tower's space, `(B, projection_dim)`, of unit length.
 
@@ -420,7 +538,12 @@ class UnitForPreTraining(UnitForConditionalGeneration):
         """
         if not self.config.projection_dim:
             raise ValueError("This model has no projection to a text tower (config.projection_dim is 0).")
-        prefix, _, _, _ = self.encode(pixel_values, spatial_shapes)
+        if image_grid_hw is not None:
+            prefix, _ = self.encode_packed(pixel_values, image_grid_hw)
+        else:
+            prefix, _, _, _ = self.encode(pixel_values, spatial_shapes)
+        if not prefix.shape[1]:
+            raise ValueError(f"{type(self.vision_model).__name__} has no class token to project.")
         return F.normalize(self.visual_projection(self.vision_decoder(prefix[:, 0])).float(), dim=-1)
 
     def forward(
@@ -431,11 +554,12 @@ class UnitForPreTraining(UnitForConditionalGeneration):
         attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         teacher_features: torch.FloatTensor | None = None,
-        teacher_grid: tuple[int, int] | None = None,
+        teacher_grid: tuple[int, int] | torch.LongTensor | None = None,
         teacher_token_mask: torch.BoolTensor | None = None,
         vision_weight: float = 1.0,
         vision_l1_weight: float = 1.0,
         return_dict: bool | None = None,
+        image_grid_hw: torch.LongTensor | None = None,
         **kwargs,
     ) -> UnitForPreTrainingOutput | tuple:
         """
@@ -446,11 +570,12 @@ class UnitForPreTraining(UnitForConditionalGeneration):
                 `L_vis`.
             teacher_grid: `(rows, cols)` with rows * cols = M, when the teacher saw the images at another scale.
             teacher_token_mask: `(B, S + M)`, True for the random subset C of tokens [paper]; all by default.
+                For a pack the three are `(1, sum (S + M_i), D')`, `(B, 2)` and `(1, sum (S + M_i))`.
             vision_weight: lambda. vision_l1_weight: mu. The paper states neither.
         """
         if input_ids is None and kwargs.get("inputs_embeds") is None:
             # no text: only the encoder's side is wanted
-            features = self.get_image_features(pixel_values, spatial_shapes)
+            features = self.get_image_features(pixel_values, spatial_shapes, image_grid_hw)
             values = {"image_features": features}
         else:
             output = super().forward(
@@ -460,6 +585,7 @@ class UnitForPreTraining(UnitForConditionalGeneration):
                 attention_mask=attention_mask,
                 labels=labels,
                 return_dict=True,
+                image_grid_hw=image_grid_hw,
                 **kwargs,
             )
             values = dict(output) | {"language_loss": output.loss}

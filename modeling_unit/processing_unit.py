@@ -88,6 +88,7 @@ class UnitProcessor(ProcessorMixin):
         kind: str | None = None,
         scale: int | None = None,
         return_tensors: str | None = "pt",
+        return_packed: bool = False,
         **kwargs,
     ) -> BatchFeature:
         """
@@ -97,9 +98,11 @@ class UnitProcessor(ProcessorMixin):
             task: `"ocr"`, `"caption"` or `"markdown"`: the prompt that the model was trained with.
             kind: `"natural"` or `"document"`; follows from the task by default (free text: natural).
             scale: 1 or 4; by default natural pictures at 1, documents at 4.
+            return_packed: images of different sizes one after another instead of padded to one size.
 
         Returns:
-            `input_ids`, `attention_mask` `(B, T)` padded on the left; `pixel_values`, `spatial_shapes`.
+            `input_ids`, `attention_mask` `(B, T)` padded on the left; `pixel_values`, `spatial_shapes` (packed,
+            `image_grid_hw`).
         """
         if images is None:
             if text is None:
@@ -125,10 +128,14 @@ class UnitProcessor(ProcessorMixin):
         else:
             prompts = [self.prompt_ids(task)] * len(images)
             kind = kind or TASK_KINDS.get(task, "natural")
-        pixels = self.image_processor(images, kind=kind, scale=scale, return_tensors=None)
+        # said only where it is wanted: an image processor of another library need not know of packs
+        packed = {"return_packed": True} if return_packed else {}
+        pixels = self.image_processor(images, kind=kind, scale=scale, return_tensors=None, **packed)
         rows = [
             [self.image_token_id] * self.num_visual_tokens(int(shape[0]), int(shape[1])) + list(prompt)
-            for shape, prompt in zip(pixels["spatial_shapes"], prompts, strict=True)
+            for shape, prompt in zip(
+                pixels["image_grid_hw" if return_packed else "spatial_shapes"], prompts, strict=True
+            )
         ]
         longest = max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id or 0

@@ -13,10 +13,13 @@ import tiny
 import torch
 from PIL import Image
 from safetensors import safe_open
-from transformers import BertConfig, BertModel, BertTokenizer
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel, BertTokenizer, CLIPVisionConfig, CLIPVisionModel
 
+from modeling_unit import pack_images
 from unit_cli import common
 from unit_cli.__main__ import main
+from unit_cli.features import encode
 
 PROJECTION = 24
 
@@ -240,6 +243,34 @@ def test_features_are_taken_at_the_scale_asked_for(unit, folder):
     status, _, errors = unit(*arguments, "--scale", "3")
     assert status == 2
     assert errors == ["unit features: --scale must be 1 or 4 with model, got 3"]
+
+
+def test_features_do_not_depend_on_what_is_encoded_beside_them(unit, folder):
+    paths = ("page.png", "picture.png", "blank.png")  # 4 x 9, 4 x 5 and 4 x 5 patches
+    for size in ("1", "2", "3"):
+        out = f"by{size}.safetensors"
+        arguments = ("--out", out, "--model", "model", "--kind", "document", "--batch-size", size)
+        assert unit("features", *paths, *arguments)[0] == 0
+    found = [load_file(folder / f"by{size}.safetensors") for size in (1, 2, 3)]
+    assert found[0]["page.png/spatial"].shape == (4, 9, 32)
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for key, value in other.items():
+            torch.testing.assert_close(value, found[0][key], atol=1e-5, rtol=0, msg=key)
+
+
+@torch.no_grad()
+def test_a_plain_encoder_of_transformers_gives_features_one_by_one():
+    config = CLIPVisionConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
+    config.image_size, config.patch_size = 32, 8
+    model = CLIPVisionModel(config).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    encoded = list(encode(model, **pack_images(list(pixels), 8)))
+    for image, (tokens, pooled, grid) in zip(pixels, encoded, strict=True):
+        alone = model(image[None])
+        torch.testing.assert_close(tokens, alone.last_hidden_state[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(pooled, alone.pooler_output[0], atol=1e-5, rtol=0)
+        assert grid == [4, 4]
 
 
 def test_features_of_nothing_are_not_written(unit, folder):

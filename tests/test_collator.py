@@ -16,8 +16,9 @@ from training.collator import (
     TEXT_STEP,
     GroupCollator,
     character_targets,
+    normalized_pixels,
 )
-from training.data.augment import augment_document, composite_picture
+from training.data.augment import augment_document, black_and_white, coarse, composite_picture
 
 
 def class_of(character: str) -> int:
@@ -267,3 +268,37 @@ def test_pictures_keep_their_size_whatever_the_generator_says():
             made = composite_picture(noise(*size), rng, 32)
             assert made.size == (32, 32)
             assert made.mode == "RGB"
+
+
+def test_coarse_type_keeps_its_size_and_loses_its_detail():
+    stripes = np.zeros((40, 100), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    page = Image.fromarray(stripes)
+    blurred = coarse(page, 0.25, np.random.default_rng(0))
+    assert blurred.size == page.size
+    assert np.asarray(blurred, dtype=np.float32).std() < 0.2 * stripes.std()
+    assert coarse(page, 1.0, np.random.default_rng(0)) is page  # never enlarged beyond what was there
+
+
+def test_a_scan_in_black_and_white_has_the_two_tones_and_what_lies_between_at_edges():
+    ramp = np.tile(np.linspace(20, 220, 100).astype(np.uint8), (40, 1))
+    scan = np.asarray(black_and_white(Image.fromarray(ramp), np.random.default_rng(0)))
+    assert scan.shape == ramp.shape
+    inner = np.concatenate([scan[:, :25].ravel(), scan[:, -20:].ravel()])  # the threshold lies at 35 to 75%
+    assert len(np.unique(inner)) == 2
+
+
+def test_raw_pixels_become_what_the_collator_gives_otherwise():
+    for kind, scale, row in (
+        ("document", 4, document_row("Hi", width=30, height=20)),
+        ("natural", 4, picture_row("A dog.")),
+    ):
+        plain, raw = collator(kind, scale), collator(kind, scale)
+        raw.raw = True
+        wanted, given = plain([row], np.random.default_rng(3)), raw([row], np.random.default_rng(3))
+        for key in ("pixel_values", "teacher_pixel_values"):
+            if key in wanted:
+                assert given[key].dtype == torch.uint8
+                assert given[key].shape[1] == (1 if kind == "document" else 3)
+                torch.testing.assert_close(normalized_pixels(given[key], raw.image_processor), wanted[key])
+        assert torch.equal(given["input_ids"], wanted["input_ids"])

@@ -391,6 +391,22 @@ def test_pages_are_capped_for_each_document_and_in_all(packages):
     assert sum(len(task.pages) for task in pdf.plan_pages(["open-doc", "closed-doc"], 0, 3, 4, "train")) == 3
 
 
+def test_a_list_of_documents_chooses_among_them(packages, tmp_path):
+    listing = tmp_path / "list.txt"
+    listing.write_text("# the one with text\n\nopen-doc/manual.pdf  # four pages\n")
+    documents = pdf.read_document_list(listing)
+    assert documents == {"open-doc/manual.pdf"}
+    tasks = pdf.plan_pages(["open-doc", "closed-doc"], 0, None, 9, "train", documents)
+    assert {f"{task.package}/{task.document}" for task in tasks} == documents
+    with pytest.raises(ValueError, match=r"absent\.pdf"):
+        pdf.plan_pages(["open-doc"], 0, None, 9, "train", frozenset(["open-doc/absent.pdf"]))
+    with pytest.raises(ValueError, match="no list"):
+        pdf.read_document_list(tmp_path / "nowhere.txt")
+    listing.write_text("# nothing\n")
+    with pytest.raises(ValueError, match="names no document"):
+        pdf.read_document_list(listing)
+
+
 def test_training_makes_way_for_the_text_of_the_validation_packages(packages):
     unwanted = heldout.validation_text_filter(progress=False)
     report = pdf.build_chunks(["open-doc"], packages / "a-train", seed=0, unwanted=unwanted, progress=False)

@@ -209,12 +209,12 @@ def test_training_crops_have_the_stated_statistics():
     assert torch.allclose(x[:, 0], x[:, 2], atol=1e-6)
     height, width = y[:, 2, 0] - y[:, 0, 0], x[:, 0, 4] - x[:, 0, 0]
     whole = (height < 0.999) & (width < 0.999)  # those that no side was cut short of
-    # the aspect widens one side and narrows the other: width = scale * aspect, height = scale / aspect
-    scale, aspect = (height * width).sqrt(), (width / height).sqrt()
+    # the scale is the root of the crop's area, the aspect its width over its height
+    scale, aspect = (height * width).sqrt(), width / height
     assert float(scale.min()) >= math.sqrt(0.1) * 0.99
     assert 0.74 < float(aspect[whole].min()) < 0.76
     assert 1.32 < float(aspect[whole].max()) < 1.34
-    # below a scale of 3/4 no side can be cut short: uniform from sqrt(0.1) = 0.316 to 0.75, mean 0.533
+    # below a scale of sqrt(3/4) no side can be cut short: up to 3/4 uniform from sqrt(0.1) = 0.316, mean 0.533
     small = scale < 0.749
     assert abs(float(small.float().mean()) - (0.749 - 0.316) / (1 - 0.316)) < 0.03
     assert abs(float(scale[small].mean()) - 0.533) < 0.01
@@ -391,6 +391,38 @@ def test_a_block_is_pre_norm_attention_and_mlp():
     expected = after + block.mlp.fc2(nn.functional.gelu(block.mlp.fc1(block.norm2(after))))  # exact GELU
     torch.testing.assert_close(block(tokens)[0], expected, atol=1e-5, rtol=0)
     assert block.norm1.eps == 1e-6
+
+
+@pytest.mark.parametrize("settings", [{}, {"hidden_act": "quick_gelu"}], ids=str)
+def test_what_inference_overwrites_changes_no_output(settings):
+    model, batch = encoder(**settings), pixels(2, 3, 16, 24)
+    expected = model(batch, output_hidden_states=True)
+    with torch.no_grad():
+        output = model(batch, output_hidden_states=True)
+    for one, other in zip(output.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
+def test_hooks_keep_what_they_saw():
+    model, batch = encoder(), pixels(1, 3, 16, 24)
+    seen = {}
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda module, given, out, name=name: seen.setdefault(name, []).append(out))
+    model(batch)
+    with torch.no_grad():
+        model(batch)
+    for name in ("blocks.0.attn.proj", "blocks.0.mlp", "blocks.1.mlp.fc1", "blocks.1.mlp.fc2"):
+        torch.testing.assert_close(*seen[name], atol=0, rtol=0)
+
+
+def test_autocast_sums_in_the_type_of_the_residual():
+    model, batch = encoder(), pixels(1, 3, 16, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = model(batch).last_hidden_state
+        with torch.no_grad():
+            output = model(batch).last_hidden_state
+    assert output.dtype == expected.dtype
+    torch.testing.assert_close(output, expected, atol=0, rtol=0)
 
 
 # -- training and dtypes ---------------------------------------------------------------------------

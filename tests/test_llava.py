@@ -484,15 +484,17 @@ def test_a_repository_trains_with_our_tower_and_loads_what_it_saved(folders, rep
 
 # -- beside an older transformers ------------------------------------------------------------------
 
-# What the five files may take from transformers: all of it is in 4.37.2
+# What these files may take from transformers: all of it is in 4.37.2
 IN_4_37 = {
     "transformers": {"CONFIG_MAPPING", "CLIPImageProcessor", "PretrainedConfig"},
     "transformers.activations": {"ACT2FN"},
     "transformers.modeling_outputs": {"BaseModelOutputWithPooling"},
     "transformers.modeling_utils": {"PreTrainedModel"},
     "transformers.utils": {"cached_file"},
+    "transformers.utils.hub": {"get_checkpoint_shard_files"},
 }
 TOWER_FILES = ("compat_unit", "configuration_unit", "encoder_unit", "hub_unit", "llava_unit")
+TOWER_FILES += ("packing_unit", "released_unit")
 
 
 @pytest.mark.parametrize("name", TOWER_FILES)

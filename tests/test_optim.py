@@ -7,7 +7,7 @@ import torch
 from tiny import QWEN3, unit_model
 from torch import nn
 
-from training.optim import PARTS, MuonWithAdamW, is_matrix, parameter_groups, part_of
+from training.optim import PARTS, BatchedMuon, MuonWithAdamW, is_matrix, parameter_groups, part_of
 
 
 def full_model():
@@ -162,6 +162,31 @@ def test_it_is_torchs_muon_and_torchs_adamw():
     for first, second in zip(together.parameters(), apart.parameters(), strict=True):
         assert torch.equal(first, second)
     assert all(parameter.grad is None for parameter in together.parameters())
+
+
+def test_batched_muon_is_torchs_up_to_rounding():
+    torch.manual_seed(3)
+    shapes = [(16, 8), (8, 16), (16, 8), (12, 12), (16, 8), (8, 16)]
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    torchs = [nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    unused = nn.Parameter(torch.ones(4, 4))  # without a gradient: left as it is
+    settings = {"lr": 0.05, "weight_decay": 0.1, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+    batched, single = BatchedMuon([*ours, unused], **settings), torch.optim.Muon(torchs, **settings)
+    start = [parameter.detach().clone() for parameter in ours]
+    for _ in range(3):
+        for first, second in zip(ours, torchs, strict=True):
+            first.grad = torch.randn(first.shape)
+            second.grad = first.grad.clone()
+        batched.step()
+        single.step()
+    for first, second, before in zip(ours, torchs, start, strict=True):
+        assert (
+            float((first - second).detach().norm() / (second - before).detach().norm()) < 0.02
+        )  # bfloat16 has 8 bits
+        buffers = batched.state[first]["momentum_buffer"], single.state[second]["momentum_buffer"]
+        assert torch.allclose(*buffers)
+    assert torch.equal(unused, torch.ones(4, 4))
+    single.load_state_dict(batched.state_dict() | {"param_groups": single.state_dict()["param_groups"]})
 
 
 def test_a_schedule_reaches_both():

@@ -175,6 +175,16 @@ def test_losses_are_the_models_own(data, tmp_path):
     torch.testing.assert_close(loss, total)
 
 
+def test_raw_pixels_need_the_image_processor(data, tmp_path):
+    model, _ = model_and_teacher()
+    trainer = UnitTrainer(model=model, args=arguments(tmp_path), train_dataset=mixture(data))
+    batch = trainer.train_dataset[0]
+    name = STAGE_1[0]
+    batch[name]["pixel_values"] = torch.zeros_like(batch[name]["pixel_values"][:, :1], dtype=torch.uint8)
+    with pytest.raises(ValueError, match="image_processor"):
+        trainer.compute_loss(model, batch)
+
+
 def test_a_fresh_decoder_starts_at_even_odds(data, tmp_path):
     trainer, _ = train(IntraScaleTrainer, tmp_path, data, max_steps=1)
     first = trainer.state.log_history[0]

@@ -26,6 +26,8 @@ class UnitTrainingArguments(TrainingArguments):
         part_rates: multiplier of the learning rate by part: encoder, connector, language_decoder, vision_decoder,
             heads.
         freeze: parts that do not train.
+        max_minutes: the run ends after so much training, 0 for no limit; the learning rate then falls by the larger
+            of the shares of `max_steps` and of this time, and is zero at the end (see `training/schedule.py`) [ours].
     """
 
     learning_rate: float = 5e-5
@@ -42,12 +44,14 @@ class UnitTrainingArguments(TrainingArguments):
     muon_learning_rate: float = 2e-3
     part_rates: dict[str, float] = field(default_factory=dict)
     freeze: list[str] = field(default_factory=list)
+    max_minutes: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         if not 0.0 < self.token_sampling_ratio <= 1.0:
             raise ValueError(f"token_sampling_ratio must lie in (0, 1], got {self.token_sampling_ratio}.")
-        for name in ("language_weight", "vision_weight", "vision_l1_weight", "character_weight", "alignment_weight"):
+        weights = ("language_weight", "vision_weight", "vision_l1_weight", "character_weight", "alignment_weight")
+        for name in (*weights, "max_minutes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.optimizer not in ("adamw", "muon"):

@@ -15,7 +15,6 @@ from modeling_unit import (
     UnitImageProcessor,
     UnitModel,
     UnitProcessor,
-    UnitVisionModel,
 )
 
 # Files of a run that travel with its weights
@@ -63,11 +62,16 @@ def save_full(
 
 def save_encoder(
     model: UnitForPreTraining | UnitForConditionalGeneration | UnitModel,
-    processor: UnitImageProcessor,
+    processor: UnitImageProcessor | UnitProcessor | None,
     destination: str | Path,
-) -> None:
-    """The encoder alone. One that transformers has (CLIP, ...) is saved as that class, with no code of ours."""
-    encoder = model.vision_model
-    encoder.save_pretrained(destination)
-    if isinstance(encoder, UnitVisionModel):
-        processor.save_pretrained(destination)
+) -> Path:
+    """The encoder alone. One that transformers has (CLIP, ...) is saved as that plain class, with no code of ours and
+    that architecture's own image processor; ours with its code and ours. LoRA adapters are merged in what is saved.
+
+    Args:
+        model: may still be wrapped by peft. processor: the one that the model was trained with.
+
+    Raises:
+        ValueError: when `destination` is a file.
+    """
+    return model.save_encoder(destination, getattr(processor, "image_processor", processor))

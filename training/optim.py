@@ -6,6 +6,7 @@ character accuracy that AdamW did not reach in an hour.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -20,8 +21,12 @@ PARTS = {
     "language_decoder": r"(^|\.)(language_model|lm_head)\.",
     "vision_decoder": r"(^|\.)vision_decoder\.",
     "projection": r"(^|\.)visual_projection\.",
-    "heads": r"(^|\.)(character_head|imagenet_head|logit_scale)",
+    "heads": r"(^|\.)(character_head|imagenet_head|dense_head|logit_scale)",
 }
+
+
+# Tables of positions, class tokens and registers, as UNIT and the encoders of transformers call them
+UNDECAYED = ("position_embedding", "prefix_tokens", "cls_token", "register_token")
 
 
 def part_of(name: str) -> str:
@@ -57,7 +62,7 @@ def parameter_groups(
             costs memory and is refused: freeze it instead.
         muon_learning_rate: matrices get the key `muon: True` and this rate; `None` for AdamW alone.
 
-    Vectors (biases, norms) and tables of positions are not decayed.
+    Vectors (biases, norms), tables of positions, class tokens and registers are not decayed.
     """
     part_rates = part_rates or {}
     unknown = set(part_rates) - set(PARTS)
@@ -73,7 +78,7 @@ def parameter_groups(
             continue
         part = part_of(name)
         muon = muon_learning_rate is not None and is_matrix(name, parameter)
-        decays = parameter.ndim >= 2 and "position_embedding" not in name and "prefix_tokens" not in name
+        decays = parameter.ndim >= 2 and not any(word in name for word in UNDECAYED)
         rate = (muon_learning_rate if muon else learning_rate) * part_rates.get(part, 1.0)
         key = (part, muon, decays)
         group = groups.setdefault(
@@ -86,8 +91,63 @@ def parameter_groups(
     return list(groups.values())
 
 
+class BatchedMuon(torch.optim.Muon):
+    """`torch.optim.Muon` with the matrices of one shape stacked, for GPUs.
+
+    torch's takes some 20 kernels for each matrix, one matrix after another, which is longer than a small model's
+    backward pass. Its state is the same, its updates are up to the rounding of bfloat16.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params: list[torch.Tensor] = []
+            grads: list[torch.Tensor] = []
+            buffers: list[torch.Tensor] = []
+            self._init_group(group, params, grads, buffers)
+            if not params:
+                continue
+            momentum, rate = group["momentum"], group["lr"]
+            torch._foreach_lerp_(buffers, grads, 1 - momentum)
+            updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
+            torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
+            by_shape: dict[tuple[int, int], list[int]] = {}
+            for index, parameter in enumerate(params):
+                by_shape.setdefault(tuple(parameter.shape), []).append(index)
+            for (rows, columns), members in by_shape.items():
+                stacked = torch.stack([updates[index] for index in members])  # (K, rows, columns)
+                stacked = orthogonalised(stacked, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                # match_rms_adamw, as in torch
+                scale = -rate * 0.2 * math.sqrt(max(rows, columns))
+                chosen = [params[index] for index in members]
+                torch._foreach_add_(chosen, list(stacked.to(chosen[0].dtype).unbind()), alpha=scale)
+        return loss
+
+
+def orthogonalised(
+    matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> torch.Tensor:
+    """Newton-Schulz iterations in bfloat16 on `(K, rows, columns)`, as `torch.optim.Muon` does them one by one."""
+    a, b, c = coefficients
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
 class MuonWithAdamW(torch.optim.Optimizer):
     """`torch.optim.Muon` on the groups marked `muon`, `torch.optim.AdamW` on the others, behind one interface.
+
+    Matrices on a GPU are taken by [`BatchedMuon`].
 
     The groups are shared with the inner optimisers, so a learning rate scheduler that writes `group["lr"]` reaches
     both.
@@ -100,7 +160,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.inner = []
         if muon_groups:
             # match_rms_adamw: updates as large as AdamW's, so one weight decay and schedule serve both
-            self.inner.append(torch.optim.Muon(muon_groups, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
+            on_gpu = all(parameter.is_cuda for group in muon_groups for parameter in group["params"])
+            muon = BatchedMuon if on_gpu else torch.optim.Muon
+            self.inner.append(muon(muon_groups, momentum=momentum, adjust_lr_fn="match_rms_adamw"))
         if adamw_groups:
             self.inner.append(torch.optim.AdamW(adamw_groups, betas=betas))
         super().__init__([group for optimizer in self.inner for group in optimizer.param_groups], {})

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 import yaml
 from transformers import (
-    AutoModel,
     AutoModelForPreTraining,
     AutoProcessor,
+    AutoTokenizer,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedTokenizerBase,
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
@@ -36,10 +37,13 @@ from modeling_unit import (
     UnitProcessor,
     UnitVisionConfig,
 )
+from modeling_unit.architectures_unit import prefix_tokens
+from modeling_unit.vision_sources_unit import find_model_type, find_vision_source
 
 from .arguments import LoraArguments, UnitTrainingArguments
 from .collator import NUM_CHARACTER_CLASSES, GroupCollator
 from .data.mixture import GroupArguments, GroupPlan, MixtureDataset, SourceArguments
+from .live import LiveArguments, LivePictures, LiveTeacherModel, LiveTeacherTrainer, live_views
 from .llava_data import ConversationCollator, Conversations, LlavaTrainer
 from .lora import add_lora
 from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
@@ -65,14 +69,25 @@ class Recipe:
 
     Args:
         stage: `"teacher"` (stage zero), `"intra_scale"` (stage 1), `"inter_scale"` (stage 2), or `"llava"` (a LLaVA
-            model that `unit llava` has assembled).
-        start: folder or Hub id of a full UNIT model to go on from. Without it, `model` describes a new one. Of a LLaVA
-            model for the stage `llava`.
-        teacher: folder or Hub id of the frozen teacher; a new model's encoder starts from it.
-        model: `vision_config`, `connector_config`, `text_config`, ... of a new model, as in [`UnitConfig`].
-        image_processor: settings of [`UnitImageProcessor`] of a new model.
+            model that `unit llava` has assembled; `start` is its folder).
+        start: folder or Hub id of a full UNIT model to go on from; or of an encoder alone, any that
+            `UnitForPreTraining.from_vision_pretrained` takes (CLIP, SigLIP, DINO, ...): then `model` describes the
+            rest of a new model around it.
+        start_settings: of an encoder as the start: `hidden_act` and `num_attention_heads` of OpenCLIP weights; the
+            `revision` of a repository.
+        teacher: folder or Hub id of the frozen teacher, an encoder or a UNIT model with one inside. By default the
+            encoder named by `start`, as it is before training [paper]. Without `start`, a new model's encoder starts
+            from the teacher.
+        teacher_settings: of the teacher, as `start_settings`.
+        language_decoder: folder or Hub id of a pretrained causal language model, with its tokenizer, for a new model
+            (the paper's: `facebook/opt-125m`). Without it, `model.text_config` describes one from scratch, which
+            reads and writes bytes.
+        model: `connector_config`, `text_config`, ... of a new model, as in [`UnitConfig`]; `vision_config` in stage
+            zero.
+        image_processor: settings of [`UnitImageProcessor`] of a new model, in place of those that suit its start.
         groups: rows of each kind and scale in a micro-batch (stages 1 and 2).
         pictures, pictures_per_batch: data set and batch of stage zero.
+        live: settings of [`LiveArguments`]: stage zero by live distillation, for a GPU; else from cached targets.
         conversations, images: data of the stage `llava`: a file in LLaVA's format and the folder of its images, or a
             data set of our schema; see `training/llava_data.py`.
         training: settings of [`UnitTrainingArguments`].
@@ -82,12 +97,16 @@ class Recipe:
 
     stage: str
     start: str | None = None
+    start_settings: dict[str, Any] = field(default_factory=dict)
     teacher: str | None = None
+    teacher_settings: dict[str, Any] = field(default_factory=dict)
+    language_decoder: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     image_processor: dict[str, Any] = field(default_factory=dict)
     groups: list[dict[str, Any]] = field(default_factory=list)
     pictures: str | None = None
     pictures_per_batch: int = 64
+    live: dict[str, Any] = field(default_factory=dict)
     conversations: str | None = None
     images: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
@@ -131,6 +150,7 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {data['stage']!r}.")
     _check_keys(data.get("training") or {}, UnitTrainingArguments, "`training`")
     _check_keys(data.get("lora") or {}, LoraArguments, "`lora`")
+    _check_keys(data.get("live") or {}, LiveArguments, "`live`")
     for group in _list(data.get("groups"), "`groups`"):
         _check_keys(group, GroupArguments, "a group")
         for source in _list(group.get("sources"), "`sources`"):
@@ -164,26 +184,47 @@ def new_image_processor(recipe: Recipe) -> UnitImageProcessor:
 
 
 def new_model(recipe: Recipe) -> tuple[UnitForPreTraining, UnitProcessor]:
-    """A new model whose encoder is the teacher's, with a byte tokenizer and a decoder from scratch."""
-    if recipe.teacher is None:
-        raise ValueError("A new model needs `teacher`: its encoder starts from the teacher's weights [paper].")
-    teacher = AutoModel.from_pretrained(recipe.teacher)
-    tokenizer = byte_tokenizer()
+    """A new model around an encoder, the one named by `start` or else the teacher's: with a pretrained language
+    decoder and its tokenizer, or with a decoder from scratch and a byte tokenizer.
+
+    Raises:
+        ValueError: no encoder named, one that cannot be the start, a language decoder that cannot be trained with.
+    """
+    source = recipe.start or recipe.teacher
+    if source is None:
+        raise ValueError(
+            "A new model needs `teacher`, or an encoder as `start`: it starts from the teacher's weights [paper]."
+        )
     settings = dict(recipe.model)
-    text_config = dict(settings.pop("text_config", {}))
-    text_config |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    text_config |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    projection = load_projection(recipe.teacher)
-    config = UnitConfig(
-        vision_config=teacher.config,
-        text_config=text_config,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    if "vision_config" in settings:
+        raise ValueError("`model.vision_config` is for stage zero: here the encoder comes from `start` or `teacher`.")
+    if recipe.language_decoder:
+        if settings.get("text_config"):
+            raise ValueError("`language_decoder` is pretrained and has its own text_config: leave out one of the two.")
+        tokenizer = pretrained_tokenizer(recipe.language_decoder)
+        prompts = None  # words, which a pretrained decoder understands
+    else:
+        tokenizer, prompts = byte_tokenizer(), TASK_TOKENS
+        text_config = dict(settings.pop("text_config", None) or {"model_type": "opt"})
+        text_config |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        text_config |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+        settings["text_config"] = text_config
+    found = find_vision_source(source, **_encoder_settings(recipe, "start" if recipe.start else "teacher"))
+    images = UnitImageProcessor.from_vision_pretrained(found, **recipe.image_processor)
+    if images.patch_size != found.config.patch_size:
+        raise ValueError(
+            f"image_processor.patch_size is {images.patch_size}, the encoder's patches are {found.config.patch_size}."
+        )
+    processor = UnitProcessor(images, tokenizer, task_prompts=prompts)
+    projection = load_projection(source)
+    model = UnitForPreTraining.from_vision_pretrained(
+        found,
+        language_decoder=recipe.language_decoder,
+        image_token_id=processor.image_token_id,
         projection_dim=0 if projection is None else projection.shape[0],
         num_character_classes=NUM_CHARACTER_CLASSES if recipe.training.get("character_weight") else 0,
         **settings,
     )
-    model = UnitForPreTraining(config)
-    model.vision_model.load_state_dict(teacher.state_dict())
     if projection is not None:
         with torch.no_grad():
             model.visual_projection.weight.copy_(projection)
@@ -193,16 +234,39 @@ def new_model(recipe: Recipe) -> tuple[UnitForPreTraining, UnitProcessor]:
     model.generation_config.do_sample = False
     model.generation_config.max_new_tokens = 512
     # a placeholder among the pieces read would ask for an image that is not there
-    model.generation_config.suppress_tokens = [config.image_token_id]
-    connector = config.connector_config
-    processor = UnitProcessor(
-        new_image_processor(recipe),
-        tokenizer,
-        task_prompts=TASK_TOKENS,
-        unshuffle=connector.unshuffle,
-        num_queries=connector.num_queries if connector.connector_type == "qformer" else None,
-    )
+    model.generation_config.suppress_tokens = [model.config.image_token_id]
+    connector = model.config.connector_config
+    processor.unshuffle = connector.unshuffle
+    processor.num_queries = connector.num_queries if connector.connector_type == "qformer" else None
     return model, processor
+
+
+def _encoder_settings(recipe: Recipe, which: str) -> dict[str, Any]:
+    """`start_settings` or `teacher_settings`."""
+    known, given = ("hidden_act", "num_attention_heads", "revision"), getattr(recipe, f"{which}_settings")
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f"Unknown keys in `{which}_settings`: {', '.join(unknown)}. Known: {', '.join(known)}.")
+    return given
+
+
+def pretrained_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a pretrained language decoder, padding with its end-of-text token where it has no padding.
+
+    Raises:
+        ValueError: none is there, or it has no end-of-text token, or cannot say where its pieces stand in the text.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"language_decoder {source}: its tokenizer cannot be loaded: {error}") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"language_decoder {source}: a fast tokenizer (tokenizer.json) is needed.")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"language_decoder {source}: its tokenizer has no end-of-text token to stop reading with.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def main(path: str | Path, overrides: list[str] | None = None) -> Path:
@@ -241,15 +305,21 @@ def _micro_batches(arguments: UnitTrainingArguments) -> int:
 
 def _teacher_run(recipe: Recipe, arguments: UnitTrainingArguments):
     processor = new_image_processor(recipe)
-    model = TeacherModel(UnitVisionConfig(**recipe.model.get("vision_config", {})))
-    data = PictureTargets(
-        recipe.pictures or "pictures-train",
-        processor,
-        recipe.pictures_per_batch,
-        _micro_batches(arguments),
-        arguments.seed,
-    )
-    trainer = TeacherTrainer(model=model, args=arguments, train_dataset=data)
+    config = UnitVisionConfig(**recipe.model.get("vision_config", {}))
+    pictures = recipe.pictures or "pictures-train"
+    length = _micro_batches(arguments)
+    if recipe.live:
+        settings = LiveArguments(**recipe.live)
+        views = live_views(
+            pictures, settings, processor.image_mean, processor.image_std, arguments.device, arguments.seed
+        )
+        model = LiveTeacherModel(config, imagenet_width=views.classifier.width)
+        data = LivePictures(len(views.store.rgba), recipe.pictures_per_batch, length, arguments.seed)
+        trainer = LiveTeacherTrainer(model=model, args=arguments, train_dataset=data, views=views)
+    else:
+        model = TeacherModel(config)
+        data = PictureTargets(pictures, processor, recipe.pictures_per_batch, length, arguments.seed)
+        trainer = TeacherTrainer(model=model, args=arguments, train_dataset=data)
 
     def finish(out: Path) -> None:
         save_teacher(model, out)
@@ -259,7 +329,13 @@ def _teacher_run(recipe: Recipe, arguments: UnitTrainingArguments):
 
 
 def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
-    if recipe.start:
+    is_whole = recipe.start is not None and find_model_type(recipe.start) == UnitConfig.model_type
+    if is_whole:
+        if recipe.language_decoder or recipe.model or recipe.start_settings:
+            raise ValueError(
+                f"`start` {recipe.start} is a whole UNIT model: `language_decoder`, `model` and `start_settings` are "
+                "for a new one around an encoder."
+            )
         overrides = {}
         if not arguments.character_weight:
             overrides["num_character_classes"] = 0  # the auxiliary head is thrown away with its loss
@@ -272,13 +348,22 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         model.language_model.set_attn_implementation("eager")
     teacher = None
     if arguments.vision_weight:
-        if recipe.teacher is None:
+        if recipe.teacher is None and is_whole:
             raise ValueError("`teacher` is missing: L_vis needs the frozen teacher (or set training.vision_weight=0).")
-        teacher = AutoModel.from_pretrained(recipe.teacher)
+        if recipe.teacher is None:
+            teacher = model.make_teacher()
+        else:
+            found = find_vision_source(recipe.teacher, **_encoder_settings(recipe, "teacher"))
+            teacher = found.load(torch.float32)
         if teacher.config.hidden_size != model.config.vision_decoder_config.output_size:
             raise ValueError(
                 f"The teacher's width is {teacher.config.hidden_size}, the vision decoder gives "
                 f"{model.config.vision_decoder_config.output_size}."
+            )
+        if prefix_tokens(teacher.config) != model.config.num_prefix_tokens:
+            raise ValueError(
+                f"The teacher puts {prefix_tokens(teacher.config)} class and register tokens in front of its patch "
+                f"tokens, the encoder {model.config.num_prefix_tokens}: L_vis compares them token by token."
             )
     plans = []
     for group in recipe.groups:
@@ -287,7 +372,18 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         settings = GroupArguments(**group)
         slots = model.config.character_slots if arguments.character_weight else 0
         plans.append(
-            GroupPlan(settings, GroupCollator(processor, settings.kind, settings.scale, slots), arguments.seed)
+            GroupPlan(
+                settings,
+                GroupCollator(
+                    processor,
+                    settings.kind,
+                    settings.scale,
+                    slots,
+                    raw=not settings.packed,
+                    packed=settings.packed,
+                ),
+                arguments.seed,
+            )
         )
     data = MixtureDataset(plans, _micro_batches(arguments))
     model = add_lora(model, LoraArguments(**recipe.lora))
@@ -295,7 +391,13 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         freeze_parts(model, ["projection"])  # the teacher's, kept as it is
     freeze_parts(model, arguments.freeze)
     stage = IntraScaleTrainer if recipe.stage == "intra_scale" else InterScaleTrainer
-    trainer = stage(model=model, args=arguments, train_dataset=data, teacher=teacher)
+    trainer = stage(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        teacher=teacher,
+        image_processor=processor.image_processor,
+    )
 
     def finish(out: Path) -> None:
         merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model

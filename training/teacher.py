@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer
 
 from modeling_unit import UnitImageProcessor, UnitVisionConfig, UnitVisionModel
 
@@ -25,6 +24,7 @@ from .collator import _open
 from .data.augment import composite_picture
 from .data.mixture import RowSource, SourceArguments, _endless_permutation
 from .optim import MuonWithAdamW, parameter_groups
+from .schedule import TimeLimit
 from .trainer import _only_item
 
 PROJECTION_FILE = "visual_projection.safetensors"
@@ -110,25 +110,25 @@ class PictureTargets(Dataset):
         }
 
 
-class TeacherTrainer(Trainer):
+class TeacherTrainer(TimeLimit):
     """Trains a [`TeacherModel`]; `save_teacher` writes the encoder as a plain UNIT encoder repository."""
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("data_collator", _only_item)
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
-        self._sums: dict[str, list[float]] = defaultdict(list)
+        self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, **kwargs):
         output = model(**inputs)
         for key, value in output.items():
             if key != "loss":
-                self._sums[key].append(float(value.detach()))
+                self._sums[key].append(value.detach())  # a number only when logged: float() waits for the device
         return (output["loss"], output) if return_outputs else output["loss"]
 
     def log(self, logs, *args, **kwargs):
         if "loss" in logs and self._sums:
-            logs = logs | {key: round(sum(values) / len(values), 5) for key, values in self._sums.items()}
+            logs = logs | {key: round(float(torch.stack(values).mean()), 5) for key, values in self._sums.items()}
             self._sums.clear()
         super().log(logs, *args, **kwargs)
 

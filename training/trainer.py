@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
 
-from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput
+from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput, UnitImageProcessor
+from modeling_unit.architectures_unit import class_tokens, freeze_unread, run_encoder, run_encoder_packed
 
 from .arguments import UnitTrainingArguments
+from .collator import normalized_pixels
 from .losses import alignment_loss, character_loss
 from .optim import PARTS, MuonWithAdamW, parameter_groups, part_of
+from .packing import first_tokens
+from .schedule import TimeLimit
 
 
 def freeze_parts(model: nn.Module, parts: list[str]) -> None:
@@ -49,25 +52,38 @@ def trainable_table(model: nn.Module) -> str:
     return "\n".join(lines)
 
 
-class UnitTrainer(Trainer):
+class UnitTrainer(TimeLimit):
     """Joint training `L_lan + lambda * L_vis` [paper] on micro-batches of groups (see `training/data/mixture.py`).
 
     Args:
-        teacher: the encoder as it was before training, frozen [paper]; without it there is no `L_vis`.
+        teacher: the encoder as it was before training, frozen [paper]; without it there is no `L_vis`. Any supported
+            encoder (`model.make_teacher()`), or a whole UNIT model, of which only the encoder is used.
+        image_processor: normalises the pixels of a raw [`GroupCollator`] on the device; not needed for others.
     """
 
     # groups that a stage must and may have
     required_groups: frozenset[str] = frozenset()
     allowed_groups: frozenset[str] = frozenset({"natural_x1", "natural_x4", "document_x1", "document_x4"})
 
-    def __init__(self, *args, teacher: nn.Module | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        teacher: nn.Module | None = None,
+        image_processor: UnitImageProcessor | None = None,
+        **kwargs,
+    ):
         kwargs.setdefault("data_collator", _only_item)
         super().__init__(*args, **kwargs)
+        encoder = getattr(_unwrapped(self.model), "vision_model", None)
+        if encoder is not None:
+            freeze_unread(encoder)
+        teacher = getattr(teacher, "vision_model", teacher)
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         if self.teacher is not None:
             self.teacher.to(self.args.device)
         self.model_accepts_loss_kwargs = False  # each micro-batch normalises its own loss
-        self._sums: dict[str, float] = defaultdict(float)
+        self.image_processor = image_processor
+        self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         # C is drawn from a generator of its own, so that runs with and without a teacher see the same everything else
         self._sampler = torch.Generator().manual_seed(self.args.seed)
@@ -98,19 +114,25 @@ class UnitTrainer(Trainer):
 
     def group_loss(self, model, name: str, batch: dict[str, Any]) -> tuple[torch.Tensor, UnitForPreTrainingOutput]:
         args: UnitTrainingArguments = self.args
+        for key in ("pixel_values", "teacher_pixel_values"):
+            if key in batch and batch[key].dtype == torch.uint8:
+                if self.image_processor is None:
+                    raise ValueError("The batch holds raw pixels: give the trainer the model's image_processor.")
+                batch[key] = normalized_pixels(batch[key], self.image_processor)
         classes = batch.pop("character_classes", None)
         places = batch.pop("token_places", None)
-        teacher_pixels = batch.pop("teacher_pixel_values", None)
+        teacher_pixels, teacher_grids = batch.pop("teacher_pixel_values", None), batch.pop("teacher_grid", None)
         reads = args.language_weight > 0
         if reads and batch.get("labels") is None:
             raise ValueError(
                 f"The batch of group {name!r} has no labels, but L_lan is to be learned: check the collator."
             )
         if not reads:
-            batch = {key: batch[key] for key in ("pixel_values", "spatial_shapes") if key in batch}
+            batch = {key: batch[key] for key in ("pixel_values", "spatial_shapes", "image_grid_hw") if key in batch}
         aligned = reads and args.alignment_weight > 0 and places is not None and name.startswith("document")
         if name.startswith("natural") and self.teacher is not None and args.vision_weight > 0:
-            batch |= self.teacher_targets(batch["pixel_values"] if teacher_pixels is None else teacher_pixels)
+            grids = batch.get("image_grid_hw") if teacher_grids is None else teacher_grids
+            batch |= self.teacher_targets(batch["pixel_values"] if teacher_pixels is None else teacher_pixels, grids)
         # forward: pixels -> encoder -> connector -> decoder; labels are shifted inside, -100 is masked
         output = model(
             **batch,
@@ -139,13 +161,24 @@ class UnitTrainer(Trainer):
         return loss, output
 
     @torch.no_grad()
-    def teacher_targets(self, pixel_values: torch.Tensor) -> dict[str, Any]:
-        """The teacher's features of pictures at x1 and the random subset C of its tokens [paper]."""
+    def teacher_targets(self, pixel_values: torch.Tensor, grids: torch.Tensor | None = None) -> dict[str, Any]:
+        """The teacher's features of pictures at x1 and the random subset C of its tokens [paper]. `grids` `(B, 2)`:
+        of a pack."""
         patch = self.teacher.config.patch_size
-        features = self.teacher(pixel_values, return_dict=True).last_hidden_state  # (B, S + M, D)
+        if grids is None:
+            features = run_encoder(self.teacher, pixel_values).last_hidden_state  # (B, S + M, D)
+        else:  # (1, sum (S + M_i), D)
+            features = run_encoder_packed(self.teacher, pixel_values, grids).last_hidden_state[None]
         draw = torch.rand(features.shape[:2], generator=self._sampler)
         mask = (draw < self.args.token_sampling_ratio).to(features.device)
-        mask[:, 0] = True  # the class token carries recognition: always among them [ours]
+        # the class token, where there is one, carries recognition: always among them [ours]
+        kept = class_tokens(self.teacher.config)
+        if grids is None:
+            mask[:, :kept] = True
+        else:
+            first = first_tokens(grids, features.shape[1])
+            mask[:, (first[:, None] + torch.arange(kept, device=first.device)).flatten()] = True
+            return {"teacher_features": features, "teacher_grid": grids, "teacher_token_mask": mask}
         grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
         return {"teacher_features": features, "teacher_grid": grid, "teacher_token_mask": mask}
 
@@ -174,12 +207,14 @@ class UnitTrainer(Trainer):
     def _log(self, group: str, **values: torch.Tensor) -> None:
         for key, value in values.items():
             if value is not None:
-                self._sums[f"{group}/{key}"] += float(value.detach())
-                self._counts[f"{group}/{key}"] += 1
+                # summed where it lies: reading it would make the device wait at every step
+                name, value = f"{group}/{key}", value.detach().float()
+                self._sums[name] = self._sums[name] + value if name in self._sums else value
+                self._counts[name] += 1
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs and self._sums:
-            logs = logs | {key: round(self._sums[key] / self._counts[key], 5) for key in self._sums}
+            logs = logs | {key: round(float(self._sums[key]) / self._counts[key], 5) for key in self._sums}
             self._sums.clear()
             self._counts.clear()
         super().log(logs, *args, **kwargs)

@@ -66,6 +66,7 @@ def load(
     from safetensors import SafetensorError
 
     from modeling_unit import shipped_checkpoint
+    from modeling_unit.released_unit import released_folder
 
     transformers.logging.disable_progress_bar()
     try:
@@ -74,6 +75,8 @@ def load(
         raise CommandError(str(error)) from error
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise CommandError(f"{name}: no model there (the folder has no config.json)")
+    if Path(name).is_dir() and released_folder(name) is not None:
+        raise CommandError(f"{name}: in the released format; convert it first: unit convert {name} FOLDER")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -26,6 +26,11 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--out", metavar="FILE", help="write there instead of to standard output")
     parser.add_argument("--batch-size", type=positive, default=16, help="pieces of pages read at once (default: 16)")
+    parser.add_argument(
+        "--packed",
+        action=argparse.BooleanOptionalAction,
+        help="encode pieces of different sizes without padding (default: not on a CPU, where it gains nothing)",
+    )
     add_model_argument(parser)
 
 
@@ -36,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not hasattr(model, "generate"):
         raise CommandError(f"{name}: this model cannot read: it has no language decoder")
-    reader = Reader(model, processor, batch_size=args.batch_size)
+    reader = Reader(model, processor, batch_size=args.batch_size, packed=args.packed)
     status = 0
     with ExitStack() as stack:
         try:

@@ -6,6 +6,7 @@
 ``schema``           the columns of a row, a validator, the parquet writer and reader
 ``pdf``              pages of TeX Live documentation -> chunks for training, blocks for validation
 ``made_pages``       chunks of text drawn with skia, with random fonts and degradations
+``blanks``           strips of pictures with nothing to read on them
 ``heldout``          what is never trained on, and the check that it was not
 ===================  ===========================================================================================
 """

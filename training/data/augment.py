@@ -8,13 +8,19 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter
 
+COARSE_X_HEIGHT = (3.2, 7.0)  # px; below 3 nothing can be read
+
 
 def augment_document(
-    image: Image.Image, boxes: np.ndarray, rng: np.random.Generator
+    image: Image.Image, boxes: np.ndarray, rng: np.random.Generator, x_height: float = 0.0
 ) -> tuple[Image.Image, np.ndarray]:
     """Grayscale chunk and `(characters, 4)` boxes in pixels -> changed chunk, boxes scaled with it.
 
-    Size 85-112% each way (x-height 7-13 px stays within what is readable), tone, blur, noise, 5% inverted.
+    Size 85-112% each way (x-height 7-13 px stays within what is readable), 30% as if enlarged from small type, 8% as a
+    black-and-white scan, tone, blur, noise, specks, 5% inverted.
+
+    Args:
+        x_height: of the chunk, in pixels; 0 when not known, then nothing is made coarse.
     """
     width, height = image.size
     scale = rng.uniform(0.85, 1.12)
@@ -23,7 +29,11 @@ def augment_document(
     if rng.random() < 0.7 and (new_width, new_height) != image.size:
         image = image.resize((new_width, new_height), Image.Resampling.BILINEAR)
         boxes = boxes * np.array([new_width / width, new_height / height] * 2, dtype=np.float32)
-    if rng.random() < 0.15:
+    if x_height > 0 and rng.random() < 0.30:
+        image = coarse(image, rng.uniform(*COARSE_X_HEIGHT) / (x_height * image.height / height), rng)
+    elif rng.random() < 0.12:
+        image = black_and_white(image, rng)
+    elif rng.random() < 0.15:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8)))
     pixels = np.asarray(image, dtype=np.float32)
     if rng.random() < 0.6:
@@ -31,9 +41,32 @@ def augment_document(
         pixels = dark + pixels * ((light - dark) / 255.0)
     if rng.random() < 0.3:
         pixels = pixels + rng.normal(0.0, rng.uniform(1.0, 10.0), size=pixels.shape).astype(np.float32)
+    if rng.random() < 0.03:
+        pixels = np.where(
+            rng.random(pixels.shape) < rng.uniform(0.0005, 0.004), pixels.min(), pixels
+        )  # specks of dirt
     if rng.random() < 0.05:
         pixels = 255.0 - pixels
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), boxes
+
+
+def coarse(image: Image.Image, factor: float, rng: np.random.Generator) -> Image.Image:
+    """A picture of `factor` times the size, enlarged again: what a `Reader` makes of small type. Same size out."""
+    if factor >= 1:
+        return image
+    small = max(4, round(image.width * factor)), max(4, round(image.height * factor))
+    down = (Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.LANCZOS)[int(rng.integers(3))]
+    up = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)[int(rng.integers(3))]
+    return image.resize(small, down).resize(image.size, up)
+
+
+def black_and_white(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A bilevel scan at twice the resolution, brought back to grey: strokes as thick as the threshold makes them."""
+    large = np.asarray(image.resize((image.width * 2, image.height * 2), Image.Resampling.BICUBIC), dtype=np.float32)
+    dark, light = float(large.min()), float(large.max())
+    level = dark + (light - dark) * rng.uniform(0.35, 0.75)
+    scan = Image.fromarray(np.where(large > level, light, dark).astype(np.uint8))
+    return scan.resize(image.size, Image.Resampling.BOX)
 
 
 def composite_picture(image: Image.Image, rng: np.random.Generator | None, side: int) -> Image.Image:

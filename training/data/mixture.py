@@ -7,6 +7,7 @@ loading them, then restores the exact order in mid-epoch, and ranks draw differe
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ class GroupArguments:
         kind: `"natural"` or `"document"`. scale: 1 or 4.
         rows: rows in a micro-batch; 0 to fill up to `patches`.
         patches: patches in a micro-batch, padding included; 0 when `rows` is given.
+        packed: images of any sizes together, none padded; by default those of one padded grid come together.
         sources: where they come from.
     """
 
@@ -56,6 +58,7 @@ class GroupArguments:
     scale: int
     rows: int = 0
     patches: int = 0
+    packed: bool = False
     sources: list[SourceArguments] = field(default_factory=list)
 
     @property
@@ -164,12 +167,11 @@ class GroupPlan:
         if self.arguments.kind == "natural":
             grids = np.zeros((len(source), 2), dtype=np.int64)
         else:
-            grids = np.array(
-                [
-                    rounded_grid(*processor.grid_for(int(width), int(height), "document", self.arguments.scale))
-                    for width, height in source.sizes
-                ]
-            )
+            own = [
+                processor.grid_for(int(width), int(height), "document", self.arguments.scale)
+                for width, height in source.sizes
+            ]
+            grids = np.array(own if self.arguments.packed else [rounded_grid(*grid) for grid in own])
         return np.concatenate([grids, text[:, None]], axis=1)
 
     def batch(self, step: int) -> tuple[Shape, list[tuple[int, int]]]:
@@ -191,6 +193,8 @@ class GroupPlan:
             for position in _endless_permutation(len(source), self.seed + 7919 * index, begin, end - begin):
                 rows.append((tuple(int(size) for size in self.shapes[index][position]), (index, int(position))))
         order = rng.permutation(len(rows))
+        if self.arguments.packed:
+            return self._packs([rows[place] for place in order], rng)
         by_shape: dict[Shape, list[tuple[int, int]]] = {}
         for place in order:
             shape, row = rows[place]
@@ -206,6 +210,24 @@ class GroupPlan:
                     batch.append(members[int(rng.integers(len(members)))])
                 batches.append((shape, batch))
         return [batches[place] for place in rng.permutation(len(batches))]
+
+    def _packs(self, rows: list[tuple[Shape, tuple[int, int]]], rng: np.random.Generator):
+        """Rows as they come, as many to a pack as fit; the last one is filled up with rows drawn again."""
+        packs: list[tuple[Shape, list[tuple[int, int]]]] = []
+        members: list[tuple[int, int]] = []
+        patches = 0
+        more = (rows[int(rng.integers(len(rows)))] for _ in iter(int, 1))  # without end
+        for shape, row in itertools.chain(rows, more):
+            size = shape[0] * shape[1]
+            rows_given, budget = self.arguments.rows, self.arguments.patches
+            if members and (len(members) == rows_given if rows_given else patches + size > budget):
+                packs.append(((0, 0, 0), members))
+                members, patches = [], 0
+                if sum(len(pack) for _, pack in packs) >= len(rows):
+                    return packs
+            members.append(row)
+            patches += size
+        raise AssertionError("the rows have no end")
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         shape, members = self.batch(step)

@@ -738,11 +738,47 @@ class Task:
     split: str
 
 
-def plan_pages(packages: list[str], seed: int, max_pages: int | None, pages_per_pdf: int, split: str) -> list[Task]:
-    """Choose pages of all documents, at most ``pages_per_pdf`` of each, and shuffle them: the same for a seed."""
+def read_document_list(path: str | Path) -> frozenset[str]:
+    """Documents named in a text file, ``PACKAGE/PATH/IN/IT.pdf`` on each line; empty lines and ``#`` comments pass.
+
+    Raises:
+        ValueError: there is no such file, or it names nothing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no list of documents at {path}")
+    lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    documents = frozenset(line for line in lines if line)
+    if not documents:
+        raise ValueError(f"{path} names no document")
+    return documents
+
+
+def plan_pages(
+    packages: list[str],
+    seed: int,
+    max_pages: int | None,
+    pages_per_pdf: int,
+    split: str,
+    documents: frozenset[str] | None = None,
+) -> list[Task]:
+    """Choose pages of all documents (or of those in ``documents``), at most ``pages_per_pdf`` of each, and shuffle
+    them: the same for a seed.
+
+    Raises:
+        ValueError: a document of the list is in none of the packages.
+    """
     tasks = []
+    listed = {package: list_documents(package) for package in packages}
+    if documents is not None:
+        there = {f"{package}/{document}" for package in packages for document, _ in listed[package]}
+        missing = sorted(documents - there)
+        if missing:
+            raise ValueError(f"{len(missing)} documents of the list are not in the packages, {missing[0]} among them")
     for package in packages:
-        for document, pages in list_documents(package):
+        for document, pages in listed[package]:
+            if documents is not None and f"{package}/{document}" not in documents:
+                continue
             rng = np.random.default_rng([seed, zlib.crc32(f"{package}/{document}".encode())])
             chosen = rng.permutation(pages)[:pages_per_pdf].tolist()
             for at in range(0, len(chosen), PAGES_PER_TASK):
@@ -866,6 +902,7 @@ def build_chunks(
     max_rows: int | None = None,
     workers: int = 1,
     pages_per_pdf: int = PAGES_PER_PDF,
+    documents: frozenset[str] | None = None,
     unwanted: Callable[[str], bool] | None = None,
     progress: bool = True,
 ) -> Report:
@@ -880,12 +917,13 @@ def build_chunks(
         max_rows: stop after so many rows.
         workers: processes.
         pages_per_pdf: at most so many pages of a document, so that no manual of 1,500 pages drowns the others.
+        documents: only these, each as ``PACKAGE/PATH``; None for all.
         unwanted: texts to leave out.
         progress: show a bar.
     """
     begin = time.perf_counter()
     out = Path(out)
-    tasks = plan_pages(packages, seed, max_pages, pages_per_pdf, split)
+    tasks = plan_pages(packages, seed, max_pages, pages_per_pdf, split, documents)
     report = Report()
     rows = _run(tasks, _chunk_rows, workers, report, unwanted, progress)
     if max_rows is not None:
@@ -906,6 +944,7 @@ def build_blocks(
     max_rows: int | None = None,
     workers: int = 1,
     pages_per_pdf: int = PAGES_PER_PDF,
+    documents: frozenset[str] | None = None,
     progress: bool = True,
 ) -> Report:
     """Build a data set of whole paragraphs to measure reading on: `blocks_of_page` for each page.
@@ -914,7 +953,7 @@ def build_blocks(
     """
     begin = time.perf_counter()
     out = Path(out)
-    tasks = plan_pages(packages, seed, max_pages, pages_per_pdf, split)
+    tasks = plan_pages(packages, seed, max_pages, pages_per_pdf, split, documents)
     report = Report()
     rows = _run(tasks, _block_rows, workers, report, None, progress)
     if max_rows is not None:
