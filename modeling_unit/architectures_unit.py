@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .compat_unit import PreTrainedConfig
 from .configuration_unit import CLIP_MEAN, CLIP_STD, PREFIX_TOKENS
 from .packing_unit import UnitPackedOutput, check_pack, unpatchify
 
@@ -444,17 +444,13 @@ def run_encoder_packed(
     if entry.ours:
         return encoder(pixel_values, image_grid_hw=image_grid_hw, **(kwargs | {"return_dict": True}))
     check_pack(pixel_values, image_grid_hw, getattr(config, "num_channels", 3) * config.patch_size**2)
-    kwargs = {key: value for key, value in kwargs.items() if value is not None and key != "return_dict"}
-    if "output_hidden_states" in kwargs:
-        kwargs["output_hidden_states"] = kwargs["output_hidden_states"] is not False
     grids = image_grid_hw.tolist()
-    own = pixel_values.to(encoder.dtype).split([rows * cols for rows, cols in grids])
+    own = pixel_values.split([rows * cols for rows, cols in grids])
     images = [
         unpatchify(patches[None], rows, cols, config.patch_size)[0]
         for patches, (rows, cols) in zip(own, grids, strict=True)
     ]
-    with _eager(config, kwargs.get("output_attentions", False)):
-        outputs = entry.run_mixed(encoder, images, **kwargs)
+    outputs = run_images(encoder, images, **kwargs)
 
     def layers(name: str, together: Callable) -> tuple | None:
         if name not in outputs[0]:

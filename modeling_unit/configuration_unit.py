@@ -7,8 +7,10 @@ authors released, [ours] a choice of this project where both are silent.
 import math
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING
 from transformers.activations import ACT2FN
+
+from .compat_unit import PreTrainedConfig
 
 # OpenAI CLIP's channel statistics, for pixels in [0, 1]; the released encoders use them [code]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -116,6 +118,8 @@ class UnitVisionConfig(PreTrainedConfig):
             a released checkpoint may lack it (its `fc_norm` is not applied in the forward pass) [code].
         keep_fc_norm (`bool`): hold that `fc_norm` of a released checkpoint, as buffers that nothing reads, so that the
             way back to the released format loses nothing.
+        tie_last_hidden_states (`bool`): the last of the hidden states is `last_hidden_state`, final norm applied;
+            LLaVA, which reads hidden states, then gets normed tokens from layer -1. transformers' own name for it.
         pooling (`str`): `"cls"` (first class token) or `"mean"` (mean of the patch tokens) for `pooler_output`.
         normalize_pixels (`bool`): subtract `image_mean` and divide by `image_std` inside the model, for pixels in [0,
             1]. False when the image processor has done it [code: the released checkpoints carry the statistics
@@ -151,6 +155,7 @@ class UnitVisionConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     use_final_norm: bool = True
     keep_fc_norm: bool = False
+    tie_last_hidden_states: bool = False
     pooling: str = "cls"
     normalize_pixels: bool = False
     image_mean: list[float] | tuple[float, ...] = CLIP_MEAN

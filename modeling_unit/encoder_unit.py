@@ -11,14 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import _global_forward_hooks
-from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils.import_utils import is_torchdynamo_exporting
+from transformers.modeling_utils import PreTrainedModel
 
+from .compat_unit import (
+    ALL_ATTENTION_FUNCTIONS,
+    GradientCheckpointingLayer,
+    create_bidirectional_mask,
+    init,
+    is_torchdynamo_exporting,
+)
 from .configuration_unit import UnitVisionConfig, nearest_supported_size
 from .features_unit import layer_features
 from .hub_unit import ENCODER_AUTO_MAP, write_code
@@ -65,9 +68,10 @@ class UnitPatchEmbeddings(nn.Module):
         self.projection = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size, bias=False)
         self.position_embedding = nn.Parameter(torch.zeros(1, side * side, config.hidden_size))
         self.prefix_tokens = nn.Parameter(torch.zeros(config.num_prefix_tokens, config.hidden_size))
-        # Refilled in `_init_weights`: buffers made here do not survive loading on the meta device
-        self.register_buffer("pixel_mean", torch.zeros(config.num_channels, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.ones(config.num_channels, 1, 1), persistent=False)
+        # Refilled in `_init_weights`: buffers made here do not survive loading on the meta device. transformers 4 does
+        # not call that for a module whose parameters are all in the file, but keeps what is made here.
+        self.register_buffer("pixel_mean", torch.tensor(config.image_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(config.image_std).view(-1, 1, 1), persistent=False)
 
     def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`(B, C, H, W) -> (B, rows * cols, C * P * P)`, each patch flattened as channel, row, column [code]."""
@@ -551,7 +555,8 @@ class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
             spatial_shapes: `(B, 2)`, rows and columns in patches of each image, for a batch padded at the bottom and
                 right to one size; the padding is masked out, and its tokens in the output are zero.
             output_hidden_states: anything but `None` and `False` (transformers' LLaVA passes a layer's number or a
-                list) returns the input of the first block and the output of every block, before the final norm.
+                list) returns the input of the first block and the output of every block, before the final norm; with
+                `config.tie_last_hidden_states` the last of them is `last_hidden_state`.
             output_attentions: returns the attention weights `(B, heads, S + N, S + N)` of every block, registers
                 included; the attention is then computed by the eager implementation.
             image_grid_hw: `(B, 2)`, rows and columns in patches of each image of a pack; see `packing_unit`. Nothing
@@ -608,6 +613,8 @@ class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
         if wants_hidden:
             all_hidden.append(output)
         output = self.norm(output)
+        if wants_hidden and config.tie_last_hidden_states:
+            all_hidden[-1] = output
         if layout is not None:
             result = UnitPackedOutput(
                 last_hidden_state=output,

@@ -31,7 +31,7 @@ def written(folder, text: str) -> Path:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_reads_and_opens_with_its_command(path):
     recipe = read_recipe(path)
-    assert recipe.stage in ("teacher", "intra_scale", "inter_scale")
+    assert recipe.stage in ("teacher", "intra_scale", "inter_scale", "llava")
     assert recipe.training["max_steps"] > 0
     where = path.relative_to(Path(recipes.__file__).parents[1])
     assert path.read_text().splitlines()[0] == f"# unit train {where}"
@@ -99,7 +99,7 @@ def test_empty_sections_are_as_good_as_none(tmp_path):
         ("- a\n- b\n", "must hold a mapping"),
         ("", "must hold a mapping"),
         ("training: {}\n", "the recipe lacks the key 'stage'"),
-        ("stage: warmup\n", "stage must be one of teacher, intra_scale, inter_scale, got 'warmup'"),
+        ("stage: warmup\n", "stage must be one of teacher, intra_scale, inter_scale, llava, got 'warmup'"),
         ("stage: teacher\ntrainin: {}\n", "Unknown key 'trainin' in the recipe. Did you mean 'training'?"),
         ("stage: teacher\ntraining: {max_step: 4}\n", "Did you mean 'max_steps'?"),
         ("stage: teacher\ntraining: {vision_wieght: 4}\n", "Did you mean 'vision_weight'?"),

@@ -10,13 +10,13 @@ from .arguments import LoraArguments
 TARGETS = {
     # names of UNIT's own, then of transformers' encoders; SigLIP's pooling head and ViT's pooler are left alone,
     # for nothing here reads what they give
-    "encoder": r"vision_model\.(?!(.*\.)?(head|pooler)\.).*\.(qkv|proj|fc1|fc2|q_proj|k_proj|v_proj|out_proj|o_proj"
-    r"|gate_proj|up_proj|down_proj|weights_in|weights_out|query|key|value|dense)",
+    "encoder": r"vision_(model|tower)\.(?!(.*\.)?(head|pooler)\.).*\.(qkv|proj|fc1|fc2|q_proj|k_proj|v_proj|out_proj"
+    r"|o_proj|gate_proj|up_proj|down_proj|weights_in|weights_out|query|key|value|dense)",
     "language_decoder": r"language_model\..*\.(q_proj|k_proj|v_proj|o_proj|out_proj|fc1|fc2|gate_proj|up_proj"
     r"|down_proj)",
 }
 # Trained in full beside the adapters: they start from nothing
-FULL_PARTS = ["connector", "vision_decoder"]
+FULL_PARTS = ["connector", "vision_decoder", "multi_modal_projector"]
 
 
 def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
@@ -37,7 +37,7 @@ def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
         r=arguments.r,
         lora_alpha=arguments.alpha,
         lora_dropout=arguments.dropout,
-        target_modules=rf"({pattern})",
+        target_modules=rf"(model\.)?({pattern})",  # LLaVA's parts lie inside its `model`
         modules_to_save=FULL_PARTS,
     )
     return get_peft_model(model, config)

@@ -13,11 +13,12 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-# Part of the model -> pattern of its parameters' names (PEFT puts `base_model.model.` in front)
+# Part of the model -> pattern of its parameters' names (PEFT puts `base_model.model.` in front); LLaVA's names are the
+# second of each
 PARTS = {
-    "encoder": r"(^|\.)vision_model\.",
-    "connector": r"(^|\.)connector\.",
-    "language_decoder": r"(^|\.)language_model\.",
+    "encoder": r"(^|\.)(vision_model|vision_tower)\.",
+    "connector": r"(^|\.)(connector|multi_modal_projector)\.",
+    "language_decoder": r"(^|\.)(language_model|lm_head)\.",
     "vision_decoder": r"(^|\.)vision_decoder\.",
     "projection": r"(^|\.)visual_projection\.",
     "heads": r"(^|\.)(character_head|imagenet_head|dense_head|logit_scale)",

@@ -19,7 +19,15 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import AutoModelForPreTraining, AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoModelForPreTraining,
+    AutoProcessor,
+    AutoTokenizer,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_unit import (
@@ -36,13 +44,14 @@ from .arguments import LoraArguments, UnitTrainingArguments
 from .collator import NUM_CHARACTER_CLASSES, GroupCollator
 from .data.mixture import GroupArguments, GroupPlan, MixtureDataset, SourceArguments
 from .live import LiveArguments, LivePictures, LiveTeacherModel, LiveTeacherTrainer, live_views
+from .llava_data import ConversationCollator, Conversations, LlavaTrainer
 from .lora import add_lora
 from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
 from .tokenizer import TASK_TOKENS, byte_tokenizer
 from .trainer import InterScaleTrainer, IntraScaleTrainer, freeze_parts, trainable_table
 
 logger = logging.getLogger(__name__)
-STAGES = ("teacher", "intra_scale", "inter_scale")
+STAGES = ("teacher", "intra_scale", "inter_scale", "llava")
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -59,7 +68,8 @@ class Recipe:
     """What a run is.
 
     Args:
-        stage: `"teacher"` (stage zero), `"intra_scale"` (stage 1) or `"inter_scale"` (stage 2).
+        stage: `"teacher"` (stage zero), `"intra_scale"` (stage 1), `"inter_scale"` (stage 2), or `"llava"` (a LLaVA
+            model that `unit llava` has assembled; `start` is its folder).
         start: folder or Hub id of a full UNIT model to go on from; or of an encoder alone, any that
             `UnitForPreTraining.from_vision_pretrained` takes (CLIP, SigLIP, DINO, ...): then `model` describes the
             rest of a new model around it.
@@ -78,6 +88,8 @@ class Recipe:
         groups: rows of each kind and scale in a micro-batch (stages 1 and 2).
         pictures, pictures_per_batch: data set and batch of stage zero.
         live: settings of [`LiveArguments`]: stage zero by live distillation, for a GPU; else from cached targets.
+        conversations, images: data of the stage `llava`: a file in LLaVA's format and the folder of its images, or a
+            data set of our schema; see `training/llava_data.py`.
         training: settings of [`UnitTrainingArguments`].
         lora: settings of [`LoraArguments`].
         threads: CPU threads; 0 leaves torch's choice.
@@ -95,6 +107,8 @@ class Recipe:
     pictures: str | None = None
     pictures_per_batch: int = 64
     live: dict[str, Any] = field(default_factory=dict)
+    conversations: str | None = None
+    images: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
     threads: int = 0
@@ -270,7 +284,8 @@ def main(path: str | Path, overrides: list[str] | None = None) -> Path:
         raise ValueError("A recipe needs training.max_steps: the mixture has no end of its own.")
     set_seed(arguments.seed)
     started = time.time()
-    trainer, finish = (_teacher_run if recipe.stage == "teacher" else _stage_run)(recipe, arguments)
+    run = {"teacher": _teacher_run, "llava": _llava_run}.get(recipe.stage, _stage_run)
+    trainer, finish = run(recipe, arguments)
     print(trainable_table(trainer.model), flush=True)
     checkpoint = get_last_checkpoint(arguments.output_dir) if os.path.isdir(arguments.output_dir) else None
     if checkpoint:
@@ -387,6 +402,28 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
     def finish(out: Path) -> None:
         merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
         merged.language_model.set_attn_implementation("sdpa")
+        merged.save_pretrained(out)
+        processor.save_pretrained(out)
+
+    return trainer, finish
+
+
+def _llava_run(recipe: Recipe, arguments: UnitTrainingArguments):
+    for key in ("start", "conversations"):
+        if getattr(recipe, key) is None:
+            raise ValueError(f"The stage llava needs `{key}`.")
+    model = LlavaForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32)
+    processor = LlavaProcessor.from_pretrained(recipe.start)
+    longest = getattr(model.config.text_config, "max_position_embeddings", None)
+    data = Conversations(recipe.conversations, recipe.images)
+    model = add_lora(model, LoraArguments(**recipe.lora))
+    freeze_parts(model, arguments.freeze)
+    trainer = LlavaTrainer(
+        model=model, args=arguments, train_dataset=data, data_collator=ConversationCollator(processor, longest)
+    )
+
+    def finish(out: Path) -> None:
+        merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
         merged.save_pretrained(out)
         processor.save_pretrained(out)
 
