@@ -313,10 +313,10 @@ def test_the_block_mask_holds_what_each_sequence_needs(lengths):
 
 def test_what_a_pack_is_attended_with():
     cpu = torch.device("cpu")
-    assert packed_method("sdpa", cpu, torch.float32, 0.0) == "runs"
-    assert packed_method("eager", cpu, torch.float32, 0.0) == "runs"
-    assert packed_method("flex_attention", cpu, torch.float32, 0.0) == "runs"
-    assert packed_method("flash_attention_2", cpu, torch.bfloat16, 0.0) == "flash"
+    assert packed_method("sdpa", cpu, torch.float32, 64) == "runs"
+    assert packed_method("eager", cpu, torch.float32, 64) == "runs"
+    assert packed_method("flex_attention", cpu, torch.float32, 64) == "runs"
+    assert packed_method("flash_attention_2", cpu, torch.bfloat16, 64) == "flash"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
