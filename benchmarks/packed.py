@@ -105,7 +105,6 @@ def measure(
     )
     model.zero_grad(set_to_none=True)
     kept, all_of_it = int(shapes.prod(dim=1).sum()), count * (largest // PATCH) ** 2
-    half = DTYPES[dtype]
     return [
         f"{name} {dtype}",
         do,
@@ -114,7 +113,7 @@ def measure(
         *(f"{1000 * statistics.median(times[way]):.1f}" for way in ways),
         f"{ratio(times, 'padded', 'packed'):.2f}",
         f"{ratio(times, 'one by one', 'packed'):.2f}",
-        packed_method("sdpa", torch.device(device), half, 0.0),
+        packed_method("sdpa", torch.device(device), DTYPES[dtype], model.blocks[0].attn.head_dim),
         f"{apart:.1e}",
     ]
 

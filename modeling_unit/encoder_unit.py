@@ -338,8 +338,12 @@ class UnitMLP(nn.Module):
         tokens = hidden_states.flatten(0, -2)
         if tokens.device.type != "cpu" or len(tokens) * self.width <= MLP_CHUNK:
             return self.fc2(torch.ops.aten.gelu_(self.fc1(hidden_states)))
-        parts = tokens.split(max(1, MLP_CHUNK // self.width))
-        return torch.cat([self.fc2(torch.ops.aten.gelu_(self.fc1(part))) for part in parts]).view_as(hidden_states)
+        out, step = None, max(1, MLP_CHUNK // self.width)
+        for start in range(0, len(tokens), step):
+            part = self.fc2(torch.ops.aten.gelu_(self.fc1(tokens[start : start + step])))
+            out = part.new_empty(len(tokens), part.shape[-1]) if out is None else out
+            out[start : start + step] = part
+        return out.view_as(hidden_states)
 
 
 class UnitBlock(GradientCheckpointingLayer):

@@ -252,7 +252,9 @@ def flex_block_mask(cu_seqlens: torch.Tensor, block: int = FLEX_BLOCK):
     )
 
 
-def packed_method(implementation: str, device: torch.device, dtype: torch.dtype, dropout: float) -> str:
+def packed_method(
+    implementation: str, device: torch.device, dtype: torch.dtype, head_dim: int, dropout: float = 0.0
+) -> str:
     """How a pack is attended to: `"flash"` (the flash-attention package's varlen kernel, when it is the model's
     attention implementation), `"flex"`, `"varlen"` (torch's own varlen kernel) or `"runs"` (a dense call for each run
     of images of equal length).
@@ -270,6 +272,8 @@ def packed_method(implementation: str, device: torch.device, dtype: torch.dtype,
             and varlen_attn is not None
             and dropout == 0.0
             and dtype in (torch.float16, torch.bfloat16)
+            and head_dim % 8 == 0
+            and head_dim <= 256
             and torch.version.hip is None
             and torch.cuda.get_device_capability(device) >= (8, 0)
         ):
@@ -288,10 +292,10 @@ def packed_attention(module, attend, query, key, value, layout: PackedLayout, im
         `(1, T, heads, D / heads)`, and the weights of each image in the given order where `attend` returns any.
     """
     settings = {"scaling": module.scaling, "dropout": dropout, "is_causal": False}
-    method = packed_method(implementation, query.device, query.dtype, dropout)
+    method = packed_method(implementation, query.device, query.dtype, query.shape[-1], dropout)
     if method == "varlen":
         bounds = (layout.cu_seqlens, layout.cu_seqlens, layout.max_seqlen, layout.max_seqlen)
-        return varlen_attn(query, key, value, *bounds, scale=module.scaling)[None], None
+        return varlen_attn(query, key, value, *bounds)[None], None  # its scale is ours, 1 / sqrt(D / heads)
     if method in ("flash", "flex"):
         query, key, value = (each.transpose(0, 1)[None] for each in (query, key, value))  # (1, heads, T, D / heads)
         if method == "flex":

@@ -17,8 +17,9 @@ from tiny import (
     vision_config,
 )
 from transformers import GenerationConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from modeling_unit import Reader, UnitForConditionalGeneration, UnitModel, UnitVisionModel
+from modeling_unit import Reader, UnitForConditionalGeneration, UnitModel, UnitVisionModel, packing_unit
 from modeling_unit.layout_unit import LayoutSettings
 from modeling_unit.packing_unit import (
     PackedLayout,
@@ -311,12 +312,53 @@ def test_the_block_mask_holds_what_each_sequence_needs(lengths):
     assert torch.equal(mask.to_dense()[0, 0].bool(), wanted)  # and no block that nobody needs
 
 
+def by_sequence(query, key, value, bounds):
+    """Attention within each sequence, `(T, heads, d)`, written out."""
+    out = torch.empty_like(query)
+    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        own = [each[start:stop].transpose(0, 1) for each in (query, key, value)]  # (heads, L, d)
+        scores = own[0] @ own[1].transpose(1, 2) / query.shape[-1] ** 0.5
+        out[start:stop] = (scores.softmax(dim=-1) @ own[2]).transpose(0, 1)
+    return out
+
+
+@pytest.mark.parametrize("method", ["varlen", "flash", "flex"])
+@torch.no_grad()
+def test_kernels_for_packs_are_given_what_they_need(method, monkeypatch):
+    """Each kernel that needs a GPU stood in for by the same in plain torch, behind the arguments that it takes."""
+    model, pack = encoder(num_cls_tokens=3, register_multiple=4), pack_images(images(), 8)
+    expected = model(**pack).last_hidden_state
+    longest = 4 + max(rows * cols for rows, cols in GRIDS)
+
+    def varlen(query, key, value, bounds, same, most, also):
+        assert bounds is same
+        assert bounds.dtype == torch.int32
+        assert most == also == longest
+        return by_sequence(query, key, value, bounds)
+
+    def attend(module, query, key, value, mask, scaling, dropout, is_causal, **given):
+        tokens = [each[0].transpose(0, 1) for each in (query, key, value)]
+        if method == "flash":
+            assert mask is None
+            assert given["max_length_q"] == given["max_length_k"] == longest
+            return by_sequence(*tokens, given["cu_seq_lens_q"])[None], None
+        places = torch.arange(query.shape[2])
+        seen = mask.mask_mod(0, 0, places[:, None], places[None, :])
+        scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(~seen, float("-inf"))
+        return (scores.softmax(dim=-1) @ value).transpose(1, 2), None
+
+    monkeypatch.setattr(packing_unit, "packed_method", lambda *_: method)
+    monkeypatch.setattr(packing_unit, "varlen_attn", varlen)
+    monkeypatch.setattr(ALL_ATTENTION_FUNCTIONS, "get_interface", lambda *_: attend)
+    close(model(**pack).last_hidden_state, expected)
+
+
 def test_what_a_pack_is_attended_with():
     cpu = torch.device("cpu")
-    assert packed_method("sdpa", cpu, torch.float32, 0.0) == "runs"
-    assert packed_method("eager", cpu, torch.float32, 0.0) == "runs"
-    assert packed_method("flex_attention", cpu, torch.float32, 0.0) == "runs"
-    assert packed_method("flash_attention_2", cpu, torch.bfloat16, 0.0) == "flash"
+    assert packed_method("sdpa", cpu, torch.float32, 64) == "runs"
+    assert packed_method("eager", cpu, torch.float32, 64) == "runs"
+    assert packed_method("flex_attention", cpu, torch.float32, 64) == "runs"
+    assert packed_method("flash_attention_2", cpu, torch.bfloat16, 64) == "flash"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
