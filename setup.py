@@ -41,8 +41,17 @@ DEMO = [
     "gradio>=6.0",  # theme and css are arguments of launch() from here on
 ]
 
+# What `unit export` needs; nothing else here imports them.
+EXPORT = [
+    "torch>=2.8",  # first with torch.onnx.ops.symbolic
+    "onnx>=1.17",  # what onnxscript 0.7 asks for
+    "onnxscript>=0.7",  # the oldest that the suite was run with
+    "onnxruntime>=1.23",  # the last with wheels for Python 3.10
+]
+
 DEV = [
     *TRAIN,
+    *EXPORT,
     "pytest>=7.0",  # first with the `pythonpath` setting, see pyproject.toml
     "pytest-xdist>=3.2",  # first with `--dist worksteal`
     "ruff>=0.15",  # first that formats in the style of 2026
@@ -78,7 +87,7 @@ setup(
         "training.data": ["*.yaml"],
     },
     install_requires=BASE,
-    extras_require={"train": TRAIN, "demo": DEMO, "dev": DEV},
+    extras_require={"train": TRAIN, "demo": DEMO, "export": EXPORT, "dev": DEV},
     entry_points={"console_scripts": ["unit = unit_cli.__main__:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",

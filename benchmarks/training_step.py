@@ -18,6 +18,7 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
@@ -41,6 +42,8 @@ def group_flops(model, name: str, batch: dict, reads: bool = True) -> int:
     """
     config = model.config
     patch = config.vision_config.patch_size
+    if "image_grid_hw" in batch:
+        return sum(group_flops(model, name, alone, reads) for alone in unpacked(batch, patch))
     images, _, height, width = batch["pixel_values"].shape
     rows, cols = height // patch, width // patch
     forward = encoder_flops(config.vision_config, rows, cols)
@@ -63,6 +66,19 @@ def group_flops(model, name: str, batch: dict, reads: bool = True) -> int:
         total += training_flops(2 * tokens * weights)
         total += encoder_flops(config.vision_config, teacher_rows, teacher_cols)
     return images * total
+
+
+def unpacked(batch: dict, patch: int) -> Iterator[dict]:
+    """The images of a packed group as groups of one image each, pixels as shapes without content."""
+    for index, grid in enumerate(batch["image_grid_hw"].tolist()):
+        alone = {key: batch[key][index : index + 1] for key in ("input_ids",) if key in batch}
+        alone["pixel_values"] = torch.empty(1, 3, *(patch * side for side in grid), device="meta")
+        if "character_classes" in batch:
+            alone["character_classes"] = None
+        if "teacher_grid" in batch:
+            seen = batch["teacher_grid"][index].tolist()
+            alone["teacher_pixel_values"] = torch.empty(1, 3, *(patch * side for side in seen), device="meta")
+        yield alone
 
 
 class Stopwatch(TrainerCallback):
@@ -124,12 +140,15 @@ def measure(recipe_path: Path, overrides: list[str], steps: int, folder: str):
 def count(model, inputs: dict[str, dict], reads: bool) -> tuple[int, int, int]:
     """FLOPs, images and patches (padding included) of a micro-batch of groups."""
     patch_size = model.config.vision_config.patch_size
-    pixels = [group["pixel_values"] for group in inputs.values()]
-    return (
-        sum(group_flops(model, name, group, reads) for name, group in inputs.items()),
-        sum(len(each) for each in pixels),
-        sum(each.shape[0] * each.shape[2] * each.shape[3] // patch_size**2 for each in pixels),
-    )
+    images = patches = 0
+    for group in inputs.values():
+        pixels = group["pixel_values"]
+        if "image_grid_hw" in group:
+            images, patches = images + len(group["image_grid_hw"]), patches + len(pixels)
+        else:
+            images += len(pixels)
+            patches += pixels.shape[0] * pixels.shape[2] * pixels.shape[3] // patch_size**2
+    return sum(group_flops(model, name, group, reads) for name, group in inputs.items()), images, patches
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,6 +9,7 @@ from modeling_unit.configuration_unit import (
     UnitConnectorConfig,
     UnitVisionConfig,
     UnitVisionDecoderConfig,
+    nearest_supported_size,
 )
 
 from .presets import PRESETS, preset
@@ -19,5 +20,6 @@ __all__ = [
     "UnitConnectorConfig",
     "UnitVisionConfig",
     "UnitVisionDecoderConfig",
+    "nearest_supported_size",
     "preset",
 ]

@@ -10,8 +10,15 @@ Beside transformers 4.37 to 4.57, which LLaVA's own repositories need, only the 
 from pathlib import Path
 
 from .compat_unit import OLD_TRANSFORMERS
-from .configuration_unit import UnitConfig, UnitConnectorConfig, UnitVisionConfig, UnitVisionDecoderConfig
+from .configuration_unit import (
+    UnitConfig,
+    UnitConnectorConfig,
+    UnitVisionConfig,
+    UnitVisionDecoderConfig,
+    nearest_supported_size,
+)
 from .encoder_unit import UnitVisionModel
+from .features_unit import UnitLayerFeatures, layer_features, principal_colours
 from .llava_unit import UnitVisionTower, register_llava
 from .packing_unit import UnitPackedOutput, pack_images, split_packed
 
@@ -39,6 +46,7 @@ __all__ = [
     "UnitForPreTrainingOutput",
     "UnitImageFeatures",
     "UnitImageProcessor",
+    "UnitLayerFeatures",
     "UnitModel",
     "UnitPackedOutput",
     "UnitProcessor",
@@ -47,7 +55,10 @@ __all__ = [
     "UnitVisionDecoderConfig",
     "UnitVisionModel",
     "UnitVisionTower",
+    "layer_features",
+    "nearest_supported_size",
     "pack_images",
+    "principal_colours",
     "register_llava",
     "shipped_checkpoint",
     "split_packed",

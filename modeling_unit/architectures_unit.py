@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .compat_unit import PreTrainedConfig
 from .configuration_unit import CLIP_MEAN, CLIP_STD, PREFIX_TOKENS
 from .packing_unit import UnitPackedOutput, check_pack, unpatchify
 
@@ -403,20 +403,24 @@ def run_encoder(
     if entry.ours:
         return encoder(pixel_values, spatial_shapes=spatial_shapes, **({"return_dict": True} | kwargs))
     check_pixels(config, pixel_values, spatial_shapes)
-    kwargs = {key: value for key, value in kwargs.items() if value is not None and key != "return_dict"}
-    if "output_hidden_states" in kwargs:
-        kwargs["output_hidden_states"] = kwargs["output_hidden_states"] is not False
-    pixel_values = pixel_values.to(encoder.dtype)
-    with _eager(config, kwargs.get("output_attentions", False)):
-        if patch_mask(config, pixel_values, spatial_shapes) is None:
-            return entry.run(encoder, pixel_values, **kwargs)
-        patch, shapes = config.patch_size, [tuple(shape) for shape in spatial_shapes.tolist()]
-        images = [
-            image[:, : rows * patch, : cols * patch] for image, (rows, cols) in zip(pixel_values, shapes, strict=True)
-        ]
-        outputs = entry.run_mixed(encoder, images, **kwargs)
+    if patch_mask(config, pixel_values, spatial_shapes) is None:
+        with _asked_for(config, kwargs) as words:
+            return entry.run(encoder, pixel_values.to(encoder.dtype), **words)
+    patch, shapes = config.patch_size, [tuple(shape) for shape in spatial_shapes.tolist()]
+    images = [
+        image[:, : rows * patch, : cols * patch] for image, (rows, cols) in zip(pixel_values, shapes, strict=True)
+    ]
     grid = tuple(size // patch for size in pixel_values.shape[-2:])
-    return _padded(outputs, shapes, grid, prefix_tokens(config))
+    return _padded(run_images(encoder, images, **kwargs), shapes, grid, prefix_tokens(config))
+
+
+def run_images(encoder: nn.Module, images: list[torch.Tensor], **kwargs) -> list[dict[str, Any]]:
+    """Images `(3, H_i, W_i)` of whole patches through an encoder of transformers, each as it would be alone: masked or
+    packed where the architecture knows how to, else one pass a size. Returns for each image `last_hidden_state`
+    `(S + N_i, D)`, `pooler_output` `(D,)` where the class has one, and what else was asked for."""
+    with _asked_for(encoder.config, kwargs) as words:
+        images = [image.to(encoder.dtype) for image in images]
+        return architecture(encoder.config).run_mixed(encoder, images, **words)
 
 
 def run_encoder_packed(
@@ -440,17 +444,13 @@ def run_encoder_packed(
     if entry.ours:
         return encoder(pixel_values, image_grid_hw=image_grid_hw, **(kwargs | {"return_dict": True}))
     check_pack(pixel_values, image_grid_hw, getattr(config, "num_channels", 3) * config.patch_size**2)
-    kwargs = {key: value for key, value in kwargs.items() if value is not None and key != "return_dict"}
-    if "output_hidden_states" in kwargs:
-        kwargs["output_hidden_states"] = kwargs["output_hidden_states"] is not False
     grids = image_grid_hw.tolist()
-    own = pixel_values.to(encoder.dtype).split([rows * cols for rows, cols in grids])
+    own = pixel_values.split([rows * cols for rows, cols in grids])
     images = [
         unpatchify(patches[None], rows, cols, config.patch_size)[0]
         for patches, (rows, cols) in zip(own, grids, strict=True)
     ]
-    with _eager(config, kwargs.get("output_attentions", False)):
-        outputs = entry.run_mixed(encoder, images, **kwargs)
+    outputs = run_images(encoder, images, **kwargs)
 
     def layers(name: str, together: Callable) -> tuple | None:
         if name not in outputs[0]:
@@ -470,13 +470,17 @@ def run_encoder_packed(
 
 
 @contextmanager
-def _eager(config: PreTrainedConfig, wanted: bool):
-    """The other implementations of attention do not return its weights."""
+def _asked_for(config: PreTrainedConfig, kwargs: dict[str, Any]):
+    """The keywords as the classes of transformers take them; with eager attention where its weights are wanted, which
+    the other implementations do not return."""
+    words = {key: value for key, value in kwargs.items() if value is not None and key != "return_dict"}
+    if "output_hidden_states" in words:
+        words["output_hidden_states"] = words["output_hidden_states"] is not False
     implementation = config._attn_implementation
-    if wanted:
+    if words.get("output_attentions"):
         config._attn_implementation = "eager"
     try:
-        yield
+        yield words
     finally:
         config._attn_implementation = implementation
 

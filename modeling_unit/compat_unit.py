@@ -22,6 +22,7 @@ if not OLD_TRANSFORMERS:
     from transformers.masking_utils import create_bidirectional_mask
     from transformers.modeling_layers import GradientCheckpointingLayer
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.utils.import_utils import is_torchdynamo_exporting
 else:
     from transformers import PretrainedConfig
 
@@ -104,6 +105,10 @@ else:
 
     ALL_ATTENTION_FUNCTIONS = _AttentionFunctions()
 
+    def is_torchdynamo_exporting() -> bool:
+        return False  # `unit export` needs transformers 5
+
+
 __all__ = [
     "ALL_ATTENTION_FUNCTIONS",
     "OLD_TRANSFORMERS",
@@ -111,4 +116,5 @@ __all__ = [
     "PreTrainedConfig",
     "create_bidirectional_mask",
     "init",
+    "is_torchdynamo_exporting",
 ]

@@ -4,6 +4,7 @@ Sources of the numbers: [paper] is UNIT (Zhu et al., NeurIPS 2024, arXiv 2409.04
 authors released, [ours] a choice of this project where both are silent.
 """
 
+import math
 from typing import Any
 
 from transformers import CONFIG_MAPPING
@@ -61,6 +62,34 @@ def _number(value: Any) -> bool:
 def _known_activation(config: PreTrainedConfig) -> None:
     known = config.hidden_act in ACT2FN
     _require(known, f"{type(config).__name__}.hidden_act {config.hidden_act!r} is no activation of transformers.")
+
+
+def nearest_supported_size(config: PreTrainedConfig, height: int, width: int) -> tuple[int, int]:
+    """Height and width in pixels, multiples of the patch size, that are nearest to those of an image.
+
+    Each side is rounded to whole patches, at least one, halves up. An image that is longer than the side that our
+    encoder's table of positions covers (`position_side` patches) is first shrunk to it, its aspect kept: beyond, the
+    encoder still works, but on positions stretched over the grid. Vision transformers of transformers, whose positions
+    are always stretched, have no such limit here.
+
+    Args:
+        config: of an encoder in `PREFIX_TOKENS`, or a [`UnitConfig`].
+        height, width: in pixels, positive.
+
+    Raises:
+        ValueError: a side that is not positive, or a configuration without a patch size.
+    """
+    config = getattr(config, "vision_config", config)
+    patch = getattr(config, "patch_size", None)
+    _require(isinstance(patch, int), f"The configuration {config.model_type!r} has no patch_size that is a number.")
+    for name, value in (("height", height), ("width", width)):
+        _require(_number(value) and 0 < value < float("inf"), f"{name} must be a positive number, got {value!r}.")
+    rows, cols = height / patch, width / patch
+    most = getattr(config, "position_side", None)
+    if most is not None and max(rows, cols) > most:
+        shrink = most / max(rows, cols)
+        rows, cols = rows * shrink, cols * shrink
+    return tuple(max(1, math.floor(side + 0.5)) * patch for side in (rows, cols))
 
 
 class UnitVisionConfig(PreTrainedConfig):
@@ -190,6 +219,10 @@ class UnitVisionConfig(PreTrainedConfig):
     def position_side(self) -> int:
         """Rows (and columns) R of the table of positions."""
         return max(1, round(self.cpe_max_size / self.patch_size))
+
+    def nearest_supported_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of whole patches nearest to an image's; see [`nearest_supported_size`]."""
+        return nearest_supported_size(self, height, width)
 
 
 class UnitConnectorConfig(PreTrainedConfig):

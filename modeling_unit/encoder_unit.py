@@ -15,8 +15,15 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 
-from .compat_unit import ALL_ATTENTION_FUNCTIONS, GradientCheckpointingLayer, create_bidirectional_mask, init
-from .configuration_unit import UnitVisionConfig
+from .compat_unit import (
+    ALL_ATTENTION_FUNCTIONS,
+    GradientCheckpointingLayer,
+    create_bidirectional_mask,
+    init,
+    is_torchdynamo_exporting,
+)
+from .configuration_unit import UnitVisionConfig, nearest_supported_size
+from .features_unit import layer_features
 from .hub_unit import ENCODER_AUTO_MAP, write_code
 from .packing_unit import PackedLayout, UnitPackedOutput, check_pack, packed_attention, patchify
 from .released_unit import (
@@ -28,6 +35,11 @@ from .released_unit import (
     released_folder,
     weight_files,
 )
+
+# Numbers in the middle of an MLP that are made at once on a CPU at inference: 8 MB in float32. As fast as all of them
+# for short sequences and up to a tenth faster for long ones, whose tensors malloc would give fresh pages each time;
+# and the MLP's width leaves the peak of memory [ours, measured].
+MLP_CHUNK = 2**21
 
 
 def sincos_positions(side: int, width: int) -> torch.Tensor:
@@ -72,6 +84,8 @@ class UnitPatchEmbeddings(nn.Module):
         table covers, the table is resized to the longer side squared and its top-left corner taken; if it is, the
         corner is taken as it is and resized only where the grid outgrows the table.
         """
+        if is_torchdynamo_exporting():
+            return self.gathered_positions(rows, cols)
         side, width = self.config.position_side, self.config.hidden_size
         table = self.position_embedding
         if rows == cols == side:
@@ -86,6 +100,32 @@ class UnitPatchEmbeddings(nn.Module):
             if grid.shape[-2:] != (rows, cols):
                 grid = self._resize(grid, rows, cols)
         return grid.permute(0, 2, 3, 1).reshape(rows * cols, width)
+
+    def gathered_positions(self, rows: int, cols: int) -> torch.Tensor:
+        """[`positions`] by one formula for every grid, `(rows * cols, D)`: what an export traces, where rows and
+        columns are symbols and no decision may depend on them. Equal up to rounding, and slower."""
+        side, width = self.config.position_side, self.config.hidden_size
+        absolute = self.config.image_size == side * self.config.patch_size
+        table = self.position_embedding.reshape(side * side, width)
+
+        def places(size, other):
+            """Of `size` rows (columns): entry of the table below, entry above, share of the latter."""
+            # from `used` entries of the table, corner on corner, to `target` of which the first `size` are taken
+            used, target = (torch.sym_min(size, side), size) if absolute else (side, torch.sym_max(size, other))
+            place = torch.arange(size, device=table.device).float() * ((used - 1) / torch.sym_max(target - 1, 1))
+            below = place.floor()
+            return below.long(), (below.long() + 1).clamp(max=side - 1), place - below
+
+        top, bottom, down = places(rows, cols)
+        left, right, along = places(cols, rows)
+        down, along = down[:, None, None], along[None, :, None]
+
+        def entries(y, x):
+            return F.embedding(y[:, None] * side + x[None, :], table).float()  # (rows, cols, D)
+
+        upper = entries(top, left) * (1 - along) + entries(top, right) * along
+        lower = entries(bottom, left) * (1 - along) + entries(bottom, right) * along
+        return (upper * (1 - down) + lower * down).reshape(rows * cols, width).to(table.dtype)
 
     @staticmethod
     def _resize(grid: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
@@ -287,15 +327,19 @@ class UnitMLP(nn.Module):
     def __init__(self, config: UnitVisionConfig):
         super().__init__()
         self.exact_gelu = config.hidden_act == "gelu"
+        self.width = config.intermediate_size
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.act = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states):
-        hidden_states = self.fc1(hidden_states)
-        if self.exact_gelu and may_overwrite(self.fc1, self.act):
-            return self.fc2(torch.ops.aten.gelu_(hidden_states))
-        return self.fc2(self.act(hidden_states))
+        if not (self.exact_gelu and may_overwrite(self.fc1, self.act, self.fc2)):
+            return self.fc2(self.act(self.fc1(hidden_states)))
+        tokens = hidden_states.flatten(0, -2)
+        if tokens.device.type != "cpu" or len(tokens) * self.width <= MLP_CHUNK:
+            return self.fc2(torch.ops.aten.gelu_(self.fc1(hidden_states)))
+        parts = tokens.split(max(1, MLP_CHUNK // self.width))
+        return torch.cat([self.fc2(torch.ops.aten.gelu_(self.fc1(part))) for part in parts]).view_as(hidden_states)
 
 
 class UnitBlock(GradientCheckpointingLayer):
@@ -387,7 +431,21 @@ class UnitPreTrainedModel(PreTrainedModel):
             init.copy_(module.pixel_std, torch.tensor(config.image_std).view(-1, 1, 1))
 
 
-class UnitVisionModel(UnitPreTrainedModel):
+class UnitEncoderFeatures:
+    """What can be asked of a model whose `config` describes an encoder, or has one: its layers and its sizes."""
+
+    def layer_features(self, pixel_values: torch.Tensor, layers=(-1,), **kwargs) -> list:
+        """Features of chosen layers: tokens, class token, mean, grid, attention maps; see
+        [`features_unit.layer_features`]."""
+        return layer_features(self, pixel_values, layers, **kwargs)
+
+    def nearest_supported_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of whole patches nearest to an image's; see
+        [`configuration_unit.nearest_supported_size`]."""
+        return nearest_supported_size(self.config, height, width)
+
+
+class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
     """UNIT's encoder: features of a picture or a page at any size.
 
     Example:

@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 from .architectures_unit import FULL_MODELS, architecture, patch_mask, prefix_tokens, run_encoder, run_encoder_packed
 from .configuration_unit import UnitConfig, UnitVisionDecoderConfig
 from .connector_unit import CONNECTORS, UnitQFormerConnector
-from .encoder_unit import UnitPreTrainedModel, UnitVisionModel
+from .encoder_unit import UnitEncoderFeatures, UnitPreTrainedModel, UnitVisionModel
 from .hub_unit import FULL_AUTO_MAP, VISION_DECODER_AUTO_MAP
 from .vision_sources_unit import VisionSource, find_vision_source, save_encoder
 
@@ -272,7 +272,7 @@ def _load_language_decoder(source: str | Path, dtype: torch.dtype | None) -> nn.
         ) from error
 
 
-class UnitModel(UnitComposedModel):
+class UnitModel(UnitEncoderFeatures, UnitComposedModel):
     """The encoder of a full UNIT repository, with the encoder's own outputs: what `AutoModel` loads there."""
 
     _keys_to_ignore_on_load_unexpected = [

@@ -3,7 +3,7 @@
 Written from the facts about their format alone (the table of `unit_cli/convert.py` and the rules beside it), in plain
 torch on a state dict with the released names. It shares no code with `modeling_unit/`, on purpose: nothing may be
 imported from there, and the same thing is computed another way where there is one (patches by a convolution, bilinear
-resizing by weights worked out here, attention head by head).
+sampling in training by weights worked out here, attention head by head).
 
 `args`: the `args` of their `config.json`. B images, H x W pixels, P patch side, R x R table, D width.
 """
@@ -75,22 +75,19 @@ def make(args, num_cls, seed=0, layers=None):
     return {f"unit_model.{name}": tensor for name, tensor in state.items()}
 
 
-def resize_weights(size, points):
-    """`(points, size)`: how much of each of `size` entries is in each of `points`, ends on ends, linear between."""
-    places = torch.linspace(0, size - 1, points, dtype=torch.float64) if points > 1 else torch.zeros(1).double()
-    return sample_weights(size, places)
-
-
 def sample_weights(size, places):
-    """The same for any places, in entries; nothing is taken from outside of the line."""
+    """`(points, size)`: how much of each of `size` entries is in the line at `places`, in entries, linear between two;
+    nothing is taken from outside of the line."""
     distance = (places[..., None] - torch.arange(size, dtype=torch.float64)).abs()
     return (1 - distance).clamp(min=0)
 
 
 def resize(table, rows, cols):
-    """`(R, C, D) -> (rows, cols, D)`, bilinear, corners on corners."""
-    down, along = resize_weights(table.shape[0], rows), resize_weights(table.shape[1], cols)
-    return torch.einsum("yr,xc,rcd->yxd", down, along, table.double()).to(table.dtype)
+    """`(R, C, D) -> (rows, cols, D)`, bilinear, corners on corners, in float32 as the format has it: over a table of
+    146 x 146 its rounding is larger than that of all blocks together, so an exact one would not be the same."""
+    grid = table.permute(2, 0, 1)[None].float()
+    grid = torch.nn.functional.interpolate(grid, (rows, cols), mode="bilinear", align_corners=True)
+    return grid[0].permute(1, 2, 0).to(table.dtype)
 
 
 def positions(table, rows, cols, covered, nominal):

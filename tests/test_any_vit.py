@@ -46,9 +46,10 @@ from modeling_unit import (
 )
 from modeling_unit.architectures_unit import ARCHITECTURES, class_tokens, freeze_unread, prefix_tokens, run_encoder
 from modeling_unit.configuration_unit import CLIP_MEAN, CLIP_STD, PREFIX_TOKENS
-from modeling_unit.vision_sources_unit import find_vision_source, image_settings, openclip_to_clip
+from modeling_unit.vision_sources_unit import _put_prefix, find_vision_source, image_settings, openclip_to_clip
 from training.arguments import LoraArguments
 from training.data.schema import write_shards
+from training.evaluation.run import PictureEncoder
 from training.export import save_encoder
 from training.lora import add_lora
 from training.recipe import main as run_recipe
@@ -563,6 +564,19 @@ def test_an_encoder_replaces_an_earlier_one_and_other_files_stay(starts, tmp_pat
     assert torch.equal(loaded.state_dict()["layernorm.weight"], model.vision_model.state_dict()["layernorm.weight"])
 
 
+def test_weights_in_several_files_get_their_prefix_too(starts, tmp_path):
+    plain = starts("clip_vision_model")[1]
+    plain.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    _put_prefix(tmp_path, "vision_model.")
+    names = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert all(name.startswith("vision_model.") for name in names)
+    loaded, report = CLIPVisionModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    for key, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, plain.state_dict()[key]), key
+
+
 def test_a_save_that_fails_leaves_nothing(starts, tmp_path, monkeypatch):
     model = new_model(starts("vit")[0])
     (tmp_path / "out").mkdir()
@@ -578,6 +592,21 @@ def test_a_save_that_fails_leaves_nothing(starts, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "config.json").read_text() == "of an earlier one"
     with pytest.raises(ValueError, match="is a file; name a folder"):
         model.save_encoder(tmp_path / "out" / "config.json")
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip2_vision_model", "radio", "dinov3_vit"])
+def test_it_is_evaluated_as_a_teacher(name, starts):
+    folder, plain = starts(name)
+    encoder = PictureEncoder(str(folder))
+    assert encoder.resolution == 32
+    picture = noise(32, 32)
+    first, patches = encoder.tokens([picture, noise(32, 32, 1)])
+    assert patches.shape == (2, 16, 32)
+    pixels = torch.from_numpy(encoder.processor.normalize(picture))[None]
+    tokens = plain_forward(plain, pixels).last_hidden_state
+    prefix = PLAIN[name][2]
+    torch.testing.assert_close(patches[0], tokens[0, prefix:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(first[0], tokens[0, 0] if prefix else tokens[0].mean(dim=0), atol=1e-5, rtol=0)
 
 
 def test_the_parity_table_measures_what_it_says():

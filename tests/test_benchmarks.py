@@ -1,13 +1,19 @@
 """benchmarks/common.py: operation counts against torch's own counter, timing in turns."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, OPTConfig, Qwen3Config
 
 from benchmarks.common import decoder_flops, encoder_flops, interleave, matmul_rate, ratio, training_flops
-from benchmarks.training_step import group_flops
-from modeling_unit import UnitConfig, UnitForPreTraining, UnitVisionConfig, UnitVisionModel
+from benchmarks.encoder import make_models, make_pass
+from benchmarks.memory import fit_line, measure_point
+from benchmarks.packed import spread_sides
+from benchmarks.training_step import count, group_flops
+from modeling_unit import UnitConfig, UnitForPreTraining, UnitVisionConfig, UnitVisionModel, pack_images
 
 
 def counted(function) -> int:
@@ -145,6 +151,59 @@ def test_a_group_of_pictures_costs_the_teacher_and_the_vision_decoder_besides():
         sees = counted(lambda: model.vision_model(teacher["teacher_pixel_values"]))
         decodes = counted(lambda: model.vision_decoder(torch.zeros(2, 5, 32)))
     assert group_flops(model, "natural_x4", batch | teacher) == as_document + sees + 3 * decodes
+
+
+def test_a_packed_group_costs_what_its_images_cost_one_by_one():
+    model = tiny_model()
+    grids = [(2, 5), (4, 4), (3, 1)]
+    tokens = 20
+    alone = [group(1, rows, cols) | {"input_ids": torch.zeros(1, tokens, dtype=torch.long)} for rows, cols in grids]
+    packed = pack_images([one["pixel_values"][0] for one in alone], 4)
+    packed |= {"input_ids": torch.zeros(3, tokens, dtype=torch.long)}
+    for name in ("document_x4", "natural_x1"):
+        assert group_flops(model, name, packed) == sum(group_flops(model, name, one) for one in alone)
+    assert count(model, {"document_x4": packed}, True)[1:] == (3, 10 + 16 + 3)
+
+
+def test_sides_are_spread_from_x1_to_x4():
+    assert spread_sides(128, 4, "side") == [128, 256, 384, 512]
+    assert spread_sides(128, 4, "area") == [128, 176, 224, 256]  # 181, 221.7 at roots of 2 and 3, to whole patches
+    assert spread_sides(224, 1, "side") == [224]
+
+
+def test_the_line_through_points_by_hand():
+    slope, intercept, share, worst = fit_line(np.array([1.0, 2.0, 3.0]), np.array([3.0, 5.0, 7.0]))
+    assert (slope, intercept, share) == (pytest.approx(2.0), pytest.approx(1.0), pytest.approx(1.0))
+    assert worst == pytest.approx(0.0, abs=1e-9)
+    *_, share, worst = fit_line(np.array([0.0, 1.0, 2.0]), np.array([0.0, 0.0, 3.0]))  # line 1.5 x - 0.5
+    assert share == pytest.approx(1 - 1.5 / 6)
+    assert worst == pytest.approx(1.0 / 3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads /proc")
+@pytest.mark.parametrize("do", ["forward", "training"])
+def test_a_point_of_the_memory_curve_needs_more_than_nothing(do):
+    point = measure_point("tiny", "float32", do, 12, "cpu")
+    assert point["tokens"] == 145
+    assert point["bytes"] >= 0
+    assert any("flash_attention" in name for name in point["attention"])  # not the square of it
+
+
+def test_encoders_of_the_benchmark_have_one_shape():
+    models = make_models("tiny", "cpu")
+    pixels = torch.zeros(1, 3, 32, 48)
+    for key, model in models.items():
+        make_pass(key, model, pixels, "training", "float32")()
+        tokens = model.eval()(pixels, **({"interpolate_pos_encoding": True} if key == "clip" else {}))
+        assert tokens.last_hidden_state.shape == (1, 1 + 6, 256)
+    blocks = {
+        "unit": models["unit"].blocks,
+        "clip": models["clip"].encoder.layers,
+        "radio": models["radio"].encoder.layer,
+        "dinov2": models["dinov2"].encoder.layer,
+    }
+    matrices = {key: sum(p.numel() for p in block.parameters() if p.dim() == 2) for key, block in blocks.items()}
+    assert set(matrices.values()) == {6 * 12 * 256 * 256}
 
 
 def test_functions_are_timed_in_turns():

@@ -14,12 +14,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel, BertTokenizer, CLIPVisionConfig, CLIPVisionModel
+from transformers import BertConfig, BertModel, BertTokenizer
 
-from modeling_unit import pack_images
 from unit_cli import common
 from unit_cli.__main__ import main
-from unit_cli.features import encode
 
 PROJECTION = 24
 
@@ -80,7 +78,8 @@ def test_every_command_is_there(capsys):
         main(["--help"])
     assert done.value.code == 0
     shown = capsys.readouterr().out
-    assert all(f"\n    {name} " in shown for name in ("read", "describe", "features", "train", "data", "evaluate"))
+    names = ("read", "describe", "features", "convert", "export", "train", "data", "evaluate")
+    assert all(f"\n    {name} " in shown for name in names)
 
 
 @pytest.mark.parametrize("arguments", [[], ["write"], ["read"], ["read", "x.png", "--batch-size", "0"]])
@@ -260,19 +259,6 @@ def test_features_do_not_depend_on_what_is_encoded_beside_them(unit, folder):
 
 
 @torch.no_grad()
-def test_a_plain_encoder_of_transformers_gives_features_one_by_one():
-    config = CLIPVisionConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
-    config.image_size, config.patch_size = 32, 8
-    model = CLIPVisionModel(config).eval()
-    pixels = torch.randn(2, 3, 32, 32)
-    encoded = list(encode(model, **pack_images(list(pixels), 8)))
-    for image, (tokens, pooled, grid) in zip(pixels, encoded, strict=True):
-        alone = model(image[None])
-        torch.testing.assert_close(tokens, alone.last_hidden_state[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(pooled, alone.pooler_output[0], atol=1e-5, rtol=0)
-        assert grid == [4, 4]
-
-
 def test_features_of_nothing_are_not_written(unit, folder):
     status, _, errors = unit("features", "gone.png", "--out", "none.safetensors", "--model", "model")
     assert status == 2

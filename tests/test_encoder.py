@@ -8,7 +8,7 @@ import torch
 from tiny import vision_config
 from torch import nn
 
-from modeling_unit import UnitVisionModel
+from modeling_unit import UnitVisionModel, encoder_unit
 from modeling_unit.encoder_unit import UnitPatchEmbeddings, sincos_positions
 
 
@@ -401,6 +401,23 @@ def test_what_inference_overwrites_changes_no_output(settings):
         output = model(batch, output_hidden_states=True)
     for one, other in zip(output.hidden_states, expected.hidden_states, strict=True):
         torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
+def test_a_large_mlp_is_computed_in_parts(monkeypatch):
+    model, batch = encoder(), pixels(2, 3, 32, 40)
+    expected = model(batch).last_hidden_state
+    monkeypatch.setattr(encoder_unit, "MLP_CHUNK", 48 * 9)  # parts of 9 of the 42 tokens
+    rows = []
+    monkeypatch.setattr(
+        type(model.blocks[0].mlp.fc2),
+        "forward",
+        lambda self, given: rows.append(given.shape[-2]) or nn.functional.linear(given, self.weight, self.bias),
+    )
+    with torch.no_grad():
+        output = model(batch).last_hidden_state
+    in_parts = [each for length in (9, 9, 9, 9, 6) for each in (length, length)]  # fc1 and fc2 in turns
+    assert [count for count in rows if count in (9, 6)] == in_parts * 2
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
 
 
 def test_hooks_keep_what_they_saw():

@@ -473,10 +473,11 @@ def test_a_page_reads_alike_packed_and_padded():
         assert [caption.text for caption in captions] == [caption.text for caption in others]
 
 
-def test_on_a_cpu_reading_pads_unless_told_otherwise():
+def test_reading_packs_unless_told_otherwise():
     model = unit_model(text=QWEN3, model_class=UnitForConditionalGeneration)
-    assert not Reader(model, processor()).packed
-    assert Reader(model, processor(), packed=True).packed
+    assert Reader(model, processor()).packed
+    assert not Reader(model, processor(), packed=False).packed
+    assert not Reader(object(), processor()).packed  # a model that knows nothing of packs
 
 
 # -- training --------------------------------------------------------------------------------------

@@ -127,6 +127,19 @@ def test_outputs_equal_the_reference_at_every_size(tmp_path, model, gp, register
 
 
 @torch.no_grad()
+def test_outputs_equal_the_reference_with_the_table_of_the_released_sizes(tmp_path):
+    """146 x 146 positions, patches of 14: what a resize loses to rounding must be lost in the same way."""
+    args = arguments("vit_tiny_patch14_224", cpe_max_size=2048)
+    state = reference.make(args, 1)
+    loaded = UnitVisionModel.from_pretrained(write(tmp_path / "released", args, state))
+    assert loaded.config.position_side == 146
+    for height, width in ((224, 224), (112, 168)):
+        image = pixels(1, 3, height, width)
+        expected = reference.forward(state, args, image)
+        torch.testing.assert_close(loaded(image).last_hidden_state, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_each_part_of_the_format_changes_the_output(tmp_path):
     """The parity above means something: the reference depends on each tensor and argument that it should."""
     args, state, image = arguments(gp="token"), random_state(DIFFERENT, "token", 0, 3), pixels(1, 3, 16, 20)
@@ -374,12 +387,13 @@ def test_the_command_says_what_it_did_and_what_it_left(released, tmp_path, capsy
     assert main(["convert", str(released), str(tmp_path / "ours")]) == 0
     # 12 blocks of 12 tensors, patches, positions, prefix, two of the norm
     assert capsys.readouterr().out.splitlines() == [
-        f"{tmp_path / 'ours'}: 149 tensors in 1 files, released format to ours",
+        f"{tmp_path / 'ours'}: 149 tensors in 1 file, released format to ours",
         "not taken along: README.md, modeling_theirs.py",
     ]
     assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--max-shard-size", "10MB"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{tmp_path / 'back'}: 151 tensors in 3 files, ours to the released format"
+        f"{tmp_path / 'back'}: 151 tensors in 3 files, ours to the released format",
+        "not taken along: preprocessor_config.json",
     ]
 
 

@@ -27,7 +27,7 @@ weight and bias):
 A tensor that is missing, not in this table, or of another shape than `config.json` implies ends the command; nothing
 is written then. An encoder that came from a released checkpoint gets its `config.json` back as it was. One of ours
 gets `args` written anew, with our `config.json` under `unit`, for the way back. Of other files of SRC none is copied,
-and the command says which. Memory stays at a few megabytes whatever the size: no tensor is ever loaded.
+and the command says which. No tensor is ever loaded: memory does not grow with the checkpoint.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from typing import Any
 
 from .common import CommandError, Progress, quiet
 
-CHUNK = 1 << 24  # bytes copied at a time
+CHUNK = 1 << 20  # bytes copied at a time; one buffer of a size that stays in the processor's cache [ours, measured]
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -95,8 +95,9 @@ def run(args: argparse.Namespace) -> int:
     except CheckpointError as error:
         raise CommandError(str(error)) from error
     except OSError as error:
-        raise CommandError(f"{args.destination}: cannot be written ({error})") from error
-    print(f"{args.destination}: {report.tensors} tensors in {report.files} files, {report.direction}")
+        raise CommandError(f"{args.destination}: not written ({error})") from error
+    files = f"{report.files} file{'s' if report.files != 1 else ''}"
+    print(f"{args.destination}: {report.tensors} tensors in {files}, {report.direction}")
     if report.left:
         print(f"not taken along: {', '.join(report.left)}")
     return 0
@@ -211,7 +212,7 @@ def convert(
     taken = {"config.json", "model.safetensors.index.json", *(path.name for path in files)}
     left = sorted(path.name for path in source.iterdir() if path.is_file() and path.name not in taken)
     if direction.startswith("ours"):
-        left = [name for name in left if not name.endswith("_unit.py") and name != "preprocessor_config.json"]
+        left = [name for name in left if not name.endswith("_unit.py")]  # our own code, which every folder gets
     return Report(direction, len(pieces), len(names), left)
 
 
@@ -345,6 +346,7 @@ def write_safetensors(path: Path, pieces: list[Piece]) -> Iterable[int]:
         offset += piece.length
     written = json.dumps(header, separators=(",", ":")).encode()
     written += b" " * (-len(written) % 8)
+    buffer = memoryview(bytearray(CHUNK))
     with open(path, "wb") as out:
         out.write(len(written).to_bytes(8, "little") + written)
         for piece in pieces:
@@ -352,16 +354,16 @@ def write_safetensors(path: Path, pieces: list[Piece]) -> Iterable[int]:
                 out.write(piece.data)
                 yield piece.length
                 continue
-            with open(piece.file, "rb") as file:
+            with open(piece.file, "rb", buffering=0) as file:
                 file.seek(piece.begin)
                 left = piece.length
                 while left:
-                    data = file.read(min(CHUNK, left))
-                    if not data:
+                    count = file.readinto(buffer[: min(CHUNK, left)])
+                    if not count:
                         raise OSError(f"{piece.file} became shorter while it was read")
-                    out.write(data)
-                    left -= len(data)
-                    yield len(data)
+                    out.write(buffer[:count])
+                    left -= count
+                    yield count
 
 
 def _width(dtype: str) -> int:

@@ -1,4 +1,7 @@
-"""`unit features PATH... --out FILE.safetensors`: the encoder's features of pictures and pages."""
+"""`unit features PATH... --out FILE.safetensors`: the encoder's features of pictures and pages.
+
+`--pca FILE.png` draws them instead or as well, each picture at several sizes; see docs/features.md.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ from pathlib import Path
 from .common import CommandError, Progress, add_model_argument, complain, groups, load, positive
 from .inputs import open_inputs
 
+PARTS = ("class", "mean", "spatial", "attention")
+SIZES = [128, 256, 512]  # unit-tiny's x1, its x4, and as much again
+
 
 def add_parser(subparsers) -> None:
     """Add `features` to the sub-parsers of `unit`."""
@@ -18,10 +24,41 @@ def add_parser(subparsers) -> None:
         "features",
         help="write the encoder's features to a safetensors file",
         description="Write NAME/pooled (width) and NAME/spatial (rows, columns, width) of each picture, float32, with "
-        "NAME the path as given, followed by #PAGE for pages of a PDF.",
+        "NAME the path as given, followed by #PAGE for pages of a PDF. With --layers: NAME/layer3/PART for each layer "
+        "and part.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="picture, page or PDF")
-    parser.add_argument("--out", required=True, metavar="FILE.safetensors")
+    parser.add_argument("--out", metavar="FILE.safetensors")
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="layers to write: 0 is the input of the first block, 1 its output, -1 the last (default: the model's "
+        "output)",
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        help="what to write of each layer: the class token, the mean of the patches, the grid of patches, the class "
+        "token's attention to each patch (default: class, spatial); needs --layers",
+    )
+    parser.add_argument(
+        "--pca",
+        metavar="FILE.png",
+        help="draw the first three principal components as colours, each picture at every one of --sizes; of the last "
+        "of --layers",
+    )
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=positive,
+        default=SIZES,
+        metavar="SIDE",
+        help="for --pca: side in pixels of the square whose area the picture gets (default: "
+        f"{' '.join(str(size) for size in SIZES)})",
+    )
     parser.add_argument(
         "--kind",
         choices=("natural", "document"),
@@ -41,22 +78,17 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Encode, write, and return 2 if any input was refused."""
-    out = Path(args.out)
-    if out.suffix != ".safetensors":
-        raise CommandError(f"--out {out}: the name must end in .safetensors")
-    if not out.absolute().parent.is_dir():
-        raise CommandError(f"--out {out}: there is no folder {out.absolute().parent}")
+    """Encode, write, draw, and return 2 if any input was refused."""
+    _check_arguments(args)
     model, processor, name = load(args.model, args.device, "AutoModel", "AutoImageProcessor")
     import torch
-    from safetensors.torch import save_file
 
     if not hasattr(processor, "base_size"):
         raise CommandError(f"{name}: not a UNIT model ({model.config.model_type}); its own library gives its features")
     if args.scale not in (None, 1, processor.scale_factor):
         raise CommandError(f"--scale must be 1 or {processor.scale_factor} with {name}, got {args.scale}")
     scale = args.scale or (1 if args.kind == "natural" else processor.scale_factor)
-    found, status = {}, 0
+    found, drawn, status = {}, [], 0
     with Progress("encoding", "picture") as progress, torch.inference_mode():
         for group in groups(open_inputs(args.paths), args.batch_size):
             items = []
@@ -71,45 +103,121 @@ def run(args: argparse.Namespace) -> int:
             if not items:
                 continue
             progress.add(len(items))
-            images = [item.image for item in items]
-            inputs = processor(images, kind=args.kind, scale=scale, return_packed=True, return_tensors="pt")
-            inputs = inputs.to(args.device)
-            encoded = encode(model, inputs["pixel_values"], inputs["image_grid_hw"])
-            for item, (tokens, pooled, grid) in zip(items, encoded, strict=True):
-                key = item.path if item.page is None else f"{item.path}#{item.page}"
-                found[f"{key}/pooled"] = pooled.float().cpu().clone()
-                found[f"{key}/spatial"] = tokens[-grid[0] * grid[1] :].unflatten(0, grid).float().cpu().clone()
+            keys = [item.path if item.page is None else f"{item.path}#{item.page}" for item in items]
+            if args.out is not None:
+                images = [item.image for item in items]
+                inputs = processor(images, kind=args.kind, scale=scale, return_packed=True, return_tensors="pt")
+                for key, features in zip(keys, _features(model, inputs.to(args.device), args), strict=True):
+                    for part, value in features.items():
+                        found[f"{key}/{part}"] = value.float().cpu().clone(memory_format=torch.contiguous_format)
+            if args.pca is not None:
+                layer = -1 if args.layers is None else args.layers[-1]
+                for key, item in zip(keys, items, strict=True):
+                    drawn.append((key, item.image, grids(model, processor, item.image, args.sizes, layer)))
             progress(len(items), len(items))
-    if not found:
+    if not found and not drawn:
         raise CommandError("no input could be read; nothing was written")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        save_file(found, temporary, metadata={"unit": json.dumps({"model": name, "kind": args.kind, "scale": scale})})
-        temporary.replace(out)
-    except OSError as error:
-        raise CommandError(f"--out {out}: cannot be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    count = len(found) // 2
-    print(f"{out}: features of {count} picture{'s' if count != 1 else ''}")
+    if args.out is not None:
+        from safetensors.torch import save_file
+
+        settings = {"model": name, "kind": args.kind, "scale": scale}
+        _write("--out", args.out, lambda path: save_file(found, path, metadata={"unit": json.dumps(settings)}))
+        count = len({key.rsplit("/layer" if args.layers else "/", 1)[0] for key in found})
+        print(f"{args.out}: features of {count} picture{'s' if count != 1 else ''}")
+    if args.pca is not None:
+        from .feature_sheet import draw
+
+        sheet = draw(drawn, args.sizes)
+        _write("--pca", args.pca, lambda path: sheet.save(path, format="PNG", optimize=True))
+        print(f"{args.pca}: {len(drawn)} picture{'s' if len(drawn) != 1 else ''} at {len(args.sizes)} sizes")
     return status
 
 
-def encode(model, pixel_values, image_grid_hw) -> Iterator[tuple]:
-    """Tokens `(L_i, D)`, pooled output `(D,)` and grid of each image of a pack (see `packing_unit`). An encoder that
-    takes no packs, a plain one of transformers, sees one image at a time."""
+def _check_arguments(args: argparse.Namespace) -> None:
+    if args.out is None and args.pca is None:
+        raise CommandError("nothing to write: give --out FILE.safetensors, --pca FILE.png or both")
+    if args.parts and (not args.layers or args.out is None):
+        raise CommandError("--parts are written for chosen layers: give --layers and --out as well")
+    for option, value, suffix in (("--out", args.out, ".safetensors"), ("--pca", args.pca, ".png")):
+        if value is None:
+            continue
+        if Path(value).suffix != suffix:
+            raise CommandError(f"{option} {value}: the name must end in {suffix}")
+        if not Path(value).absolute().parent.is_dir():
+            raise CommandError(f"{option} {value}: there is no folder {Path(value).absolute().parent}")
+
+
+def _features(model, inputs, args: argparse.Namespace) -> Iterator[dict]:
+    """Name -> tensor, of each picture of a pack (see `packing_unit`)."""
+    from modeling_unit.architectures_unit import run_encoder_packed
     from modeling_unit.packing_unit import unpatchify
 
-    grids = image_grid_hw.tolist()
-    if model.config.model_type in ("unit", "unit_vision_model"):
-        output = model(pixel_values, image_grid_hw=image_grid_hw)
-        images, pooled = output.split(), output.pooler_output
-    else:
-        own = pixel_values.split([rows * cols for rows, cols in grids])
-        patch = model.config.patch_size
-        outputs = [model(unpatchify(each[None], *grid, patch)) for each, grid in zip(own, grids, strict=True)]
-        images = [output.last_hidden_state[0] for output in outputs]
-        pooled = [output.pooler_output for output in outputs]
-        pooled = None if pooled[0] is None else [each[0] for each in pooled]
-    for index, (tokens, grid) in enumerate(zip(images, grids, strict=True)):
-        yield tokens, tokens[0] if pooled is None else pooled[index], grid
+    encoder = getattr(model, "vision_model", model)
+    pixel_values, grids = inputs["pixel_values"], inputs["image_grid_hw"].tolist()
+    if args.layers is None:
+        output = run_encoder_packed(encoder, pixel_values, inputs["image_grid_hw"])
+        for index, (tokens, grid) in enumerate(zip(output.split(), grids, strict=True)):
+            pooled = tokens[0] if output.pooler_output is None else output.pooler_output[index]
+            yield {"pooled": pooled, "spatial": tokens[-grid[0] * grid[1] :].unflatten(0, grid)}
+        return
+    parts = args.parts or ["class", "spatial"]
+    own = pixel_values.split([rows * cols for rows, cols in grids])
+    for patches, grid in zip(own, grids, strict=True):
+        found = {}
+        pixels = unpatchify(patches[None], *grid, encoder.config.patch_size)
+        for one in _layers(model, pixels, args.layers, "attention" in parts):
+            values = {
+                "class": None if one.class_token is None else one.class_token[0],
+                "mean": one.mean[0],
+                "spatial": one.spatial[0].permute(1, 2, 0),  # (rows, cols, D)
+                "attention": None if one.attention is None else one.attention[0],
+            }
+            for part in parts:
+                if values[part] is None:
+                    raise CommandError(f"--parts {part}: layer {one.layer} of this encoder has none")
+                found[f"layer{one.layer}/{part}"] = values[part]
+        yield found
+
+
+def _layers(model, pixel_values, layers: list[int], attention: bool = False) -> list:
+    from modeling_unit import layer_features
+
+    try:
+        return layer_features(model, pixel_values, layers, attention=attention)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def grids(model, processor, image, sizes: list[int], layer: int) -> list:
+    """Features `(rows, cols, D)` of one picture at several sizes, its aspect kept.
+
+    Args:
+        sizes: side in pixels of the square that has the area wanted, each.
+    """
+    import torch
+    from PIL import Image
+
+    from modeling_unit import nearest_supported_size
+    from modeling_unit.image_processing_unit import to_rgb
+
+    image, found = to_rgb(image), []
+    for size in sizes:
+        factor = size / (image.width * image.height) ** 0.5
+        height, width = nearest_supported_size(model.config, image.height * factor, image.width * factor)
+        pixels = processor.normalize(image.resize((width, height), Image.Resampling.BICUBIC))
+        (one,) = _layers(model, torch.from_numpy(pixels)[None].to(model.device), [layer])
+        found.append(one.spatial[0].permute(1, 2, 0).float().cpu())
+    return found
+
+
+def _write(option: str, name: str, save) -> None:
+    """Write beside, then rename."""
+    out = Path(name)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        save(temporary)
+        temporary.replace(out)
+    except OSError as error:
+        raise CommandError(f"{option} {out}: cannot be written ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)

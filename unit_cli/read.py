@@ -29,7 +29,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--packed",
         action=argparse.BooleanOptionalAction,
-        help="encode pieces of different sizes without padding (default: not on a CPU, where it gains nothing)",
+        help="encode pieces of different sizes without padding (default: where the model can, as UNIT's do)",
     )
     add_model_argument(parser)
 

@@ -170,16 +170,15 @@ class PictureEncoder:
     """
 
     def __init__(self, path: str, device: str = "cpu"):
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoImageProcessor
 
-        from modeling_unit import UnitConfig, UnitForPreTraining
-        from modeling_unit.configuration_unit import PREFIX_TOKENS
+        from modeling_unit import UnitConfig, UnitForPreTraining, UnitImageProcessor
+        from modeling_unit.architectures_unit import architecture, prefix_tokens
+        from modeling_unit.vision_sources_unit import find_vision_source
         from training.teacher import load_projection
 
         config = _read_config(path)
         self.device = device
-        self.processor = AutoImageProcessor.from_pretrained(path)
-        self.resolution = _resolution(self.processor)
         self.zero_shot: dict[str, Callable[[list[Image.Image]], torch.Tensor]] = {}
         self.projection: torch.Tensor | None = None
         self.largest, self._squares, self._values = 0.0, 0.0, 0
@@ -189,12 +188,15 @@ class PictureEncoder:
                 self.projection = self.model.visual_projection.weight.detach()
                 self.zero_shot[""] = self._decoded
         else:
-            if config.model_type not in PREFIX_TOKENS:
-                known = ", ".join(sorted(PREFIX_TOKENS))
-                raise ValueError(f"{path}: the encoder {config.model_type!r} is not supported; supported: {known}")
-            self.model = AutoModel.from_pretrained(path)
-            self.prefix = PREFIX_TOKENS[config.model_type](config)
+            found = find_vision_source(path)
+            config, self.model, self.prefix = found.config, found.load(None), prefix_tokens(found.config)
             self.projection = load_projection(path)
+        ours = isinstance(config, UnitConfig) or architecture(config).ours
+        # transformers' own processors crop, or make patches of the pictures: ours makes of all what the table says
+        self.processor = (
+            AutoImageProcessor.from_pretrained(path) if ours else UnitImageProcessor(**found.image_settings)
+        )
+        self.resolution = _resolution(self.processor)
         width = getattr(config, "vision_config", config).hidden_size
         if self.projection is not None and self.projection.shape[1] == width:
             self.projection = self.projection.to(device)
@@ -208,11 +210,13 @@ class PictureEncoder:
     @torch.inference_mode()
     def tokens(self, pictures: list[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
         """Class token (B, D), the patches' mean where there is none, and patch tokens (B, N, D)."""
+        from modeling_unit.architectures_unit import run_encoder
+
         pixels = self._pixels(pictures)
         if hasattr(self.model, "encode"):
             prefix, patches, _, _ = self.model.encode(pixels)
         else:
-            tokens = self.model(pixels, return_dict=True).last_hidden_state
+            tokens = run_encoder(self.model, pixels).last_hidden_state
             prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
         values = patches.float()
         self.largest = max(self.largest, values.abs().max().item())

@@ -1,0 +1,65 @@
+"""`unit export MODEL OUT`: the encoder for ONNX Runtime and `torch.export`, checked against torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .common import CommandError, Progress, load, quiet
+
+
+def add_parser(subparsers) -> None:
+    """Add `export` to the sub-parsers of `unit`."""
+    parser = subparsers.add_parser(
+        "export",
+        help="write the encoder for ONNX Runtime and torch.export",
+        description="Write a folder with model.onnx (ONNX Runtime), model.pt2 (torch.export), the preprocessor's "
+        "configuration and a README with code that runs it on numpy alone. Batch, height and width are dynamic. Both "
+        "files are run beside torch at several sizes first: nothing is written if they differ. Needs "
+        "pip install 'unit-vision[export]'.",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="a folder or an id on the Hugging Face Hub: UNIT, or a vision transformer"
+    )
+    parser.add_argument("out", metavar="OUT", help="a folder that is not there yet")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, print how far either file is from torch, and where the folder is."""
+    quiet(args.model)
+    from modeling_unit.configuration_unit import PREFIX_TOKENS
+    from training.evaluation.report import markdown_table
+    from training.onnx_export import (
+        CannotExport,
+        ExportMismatch,
+        MissingPackages,
+        check_packages,
+        difference_table,
+        export_encoder,
+    )
+
+    try:
+        check_packages()
+    except MissingPackages as error:
+        raise CommandError(str(error)) from error
+    model, processor, name = load(args.model, "cpu", "AutoModel", "AutoImageProcessor")
+    encoder = model if model.config.model_type in PREFIX_TOKENS else getattr(model, "vision_model", None)
+    if encoder is None or encoder.config.model_type not in PREFIX_TOKENS:
+        raise CommandError(
+            f"{name}: no encoder of an architecture known here ({model.config.model_type}); there are: unit, "
+            f"{', '.join(sorted(PREFIX_TOKENS))}"
+        )
+    out = Path(args.out)
+    print(f"tracing {name}: some ten seconds, more for a large encoder", file=sys.stderr, flush=True)
+    try:
+        with Progress("checking", "size") as progress:
+            found = export_encoder(encoder, processor, out, Path(name).name, progress)
+    except (CannotExport, ExportMismatch) as error:
+        raise CommandError(f"{name}: {error}; nothing was written") from error
+    except OSError as error:
+        raise CommandError(str(error)) from error
+    print(markdown_table(*difference_table(found)))
+    files = sorted(path.name for path in out.iterdir())
+    print(f"{out}: {', '.join(files)}; largest difference from torch {max(one.largest for one in found):.1e}")
+    return 0
