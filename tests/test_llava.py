@@ -492,11 +492,11 @@ IN_4_37 = {
     "transformers.activations": {"ACT2FN"},
     "transformers.modeling_outputs": {"BaseModelOutputWithPooling"},
     "transformers.modeling_utils": {"PreTrainedModel"},
-    "transformers.utils": {"cached_file"},
+    "transformers.utils": {"ModelOutput", "cached_file"},
     "transformers.utils.hub": {"get_checkpoint_shard_files"},
 }
 TOWER_FILES = ("compat_unit", "configuration_unit", "encoder_unit", "hub_unit", "llava_unit")
-TOWER_FILES += ("packing_unit", "released_unit")
+TOWER_FILES += ("architectures_unit", "features_unit", "packing_unit", "released_unit")
 
 
 @pytest.mark.parametrize("name", TOWER_FILES)
