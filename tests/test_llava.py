@@ -31,7 +31,7 @@ from transformers import (
 )
 
 import modeling_unit
-from modeling_unit import UnitVisionModel, UnitVisionTower, encoder_unit, register_llava
+from modeling_unit import UnitVisionModel, UnitVisionTower, encoder_unit, pack_images, register_llava
 from modeling_unit.llava_unit import is_unit, tower_size
 from training.export import save_encoder, save_full
 from training.llava_tower import at_one_size, export_tower
@@ -250,6 +250,8 @@ def test_the_last_hidden_state_can_be_the_normed_one():
     assert torch.equal(output.hidden_states[-1], expected.last_hidden_state)
     for one, other in zip(output.hidden_states[:-1], expected.hidden_states[:-1], strict=True):
         assert torch.equal(one, other)
+    packed = model(**pack_images([pixels[0], pixels[1, :, :16]], 8), output_hidden_states=True)
+    assert torch.equal(packed.hidden_states[-1], packed.last_hidden_state)
 
 
 # -- the original repositories ---------------------------------------------------------------------
@@ -494,7 +496,11 @@ IN_4_37 = {
     "transformers.utils.hub": {"get_checkpoint_shard_files"},
 }
 TOWER_FILES = ("compat_unit", "configuration_unit", "encoder_unit", "hub_unit", "llava_unit")
+<<<<<<< HEAD
 TOWER_FILES += ("packing_unit", "released_unit", "architectures_unit", "features_unit")
+=======
+TOWER_FILES += ("architectures_unit", "features_unit", "packing_unit", "released_unit")
+>>>>>>> llava
 
 
 @pytest.mark.parametrize("name", TOWER_FILES)

@@ -14,7 +14,6 @@ Shapes: D width, A heads, S the side in pixels, P patch side, R = S / P.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import tempfile
@@ -23,7 +22,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
     CLIPImageProcessor,
@@ -37,6 +35,7 @@ from transformers import (
 from modeling_unit import UnitModel, UnitVisionConfig, UnitVisionModel
 from modeling_unit.configuration_unit import CLIP_MEAN, CLIP_STD
 from modeling_unit.llava_unit import clip_image_processor, is_unit, processor_settings, tower_size
+from modeling_unit.vision_sources_unit import _put_prefix
 
 ARCHITECTURES = ("unit", "vit", "clip")
 # How much larger than a token's own square norm the ballast's is, see `to_clip` [ours]: a token's scale is then off by
@@ -276,19 +275,6 @@ def to_clip(encoder: UnitVisionModel) -> CLIPVisionModel:
     return model.eval()
 
 
-def save_clip(model: CLIPVisionModel, folder: Path) -> None:
-    """A `CLIPVisionModel` as transformers 4 and 5 read it.
-
-    transformers 5 saves its weights without the prefix `vision_model.`; transformers 4, and so LLaVA, finds none of
-    them in such a file and goes on with random ones. Both read the older names.
-    """
-    config = model.config.to_dict() | {"architectures": ["CLIPVisionModel"], "torch_dtype": str(model.dtype)[6:]}
-    config.pop("dtype", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
-    weights = {f"vision_model.{name}": weight.contiguous() for name, weight in model.state_dict().items()}
-    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
-
-
 def export_tower(
     source: str | Path | UnitVisionModel,
     folder: str | Path,
@@ -335,10 +321,9 @@ def export_tower(
             "CLIPVisionModel may need its weights' older names (`clip`)."
         )
     with written_whole(folder) as staging:
+        (model if dtype is None else model.to(dtype)).save_pretrained(staging)
         if isinstance(model, CLIPVisionModel):
-            save_clip(model if dtype is None else model.to(dtype), staging)
-        else:
-            model.save_pretrained(staging)
+            _put_prefix(staging, "vision_model.")  # where LLaVA's transformers looks for the weights
         processor.save_pretrained(staging)
     return model
 
