@@ -496,11 +496,7 @@ IN_4_37 = {
     "transformers.utils.hub": {"get_checkpoint_shard_files"},
 }
 TOWER_FILES = ("compat_unit", "configuration_unit", "encoder_unit", "hub_unit", "llava_unit")
-<<<<<<< HEAD
-TOWER_FILES += ("packing_unit", "released_unit", "architectures_unit", "features_unit")
-=======
 TOWER_FILES += ("architectures_unit", "features_unit", "packing_unit", "released_unit")
->>>>>>> llava
 
 
 @pytest.mark.parametrize("name", TOWER_FILES)
