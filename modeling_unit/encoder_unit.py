@@ -15,6 +15,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 
+# Unused here: transformers 4 loads from a folder only those siblings that this very file names, not what they name
+from .architectures_unit import ARCHITECTURES  # noqa: F401
 from .compat_unit import (
     ALL_ATTENTION_FUNCTIONS,
     GradientCheckpointingLayer,

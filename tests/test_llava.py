@@ -523,6 +523,19 @@ def test_the_towers_files_import_only_what_transformers_4_37_has(name):
             assert names <= IN_4_37.get(node.module, set()), f"{name}: {names} of {node.module}"
 
 
+def siblings(name: str) -> set[str]:
+    """Files beside it that a file of ours imports, at the top or inside."""
+    tree = ast.parse((ROOT / "modeling_unit" / f"{name}.py").read_text(encoding="utf-8"))
+    return {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level}
+
+
+def test_the_encoder_names_every_file_it_needs_itself():
+    """With `trust_remote_code`, transformers 4 copies what the file of the model imports, and goes no deeper."""
+    named = siblings("encoder_unit")
+    needed = set().union(*(siblings(name) for name in named))
+    assert needed - named - {"encoder_unit"} == set()
+
+
 @pytest.fixture
 def stand_ins(monkeypatch):
     """`compat_unit` as it is beside transformers 4.37."""
