@@ -34,8 +34,14 @@ format: $(VENV)/.dev ## mend what `make quality` complains about, where that can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(VENV)/.dev ## run all benchmarks, about five minutes on two cores; see benchmarks/README.md
+bench: $(VENV)/.dev ## run all benchmarks, about half an hour on two cores; see benchmarks/README.md
+	$(PY) -m benchmarks.parity_released
+	$(PY) -m benchmarks.parity_architectures
 	$(PY) -m benchmarks.encoder
+	$(PY) -m benchmarks.packed --reading
+	$(PY) -m benchmarks.memory
+	$(PY) -m benchmarks.load
+	$(PY) -m benchmarks.export
 	$(PY) -m benchmarks.read_page
 	$(PY) -m benchmarks.training_step
 
