@@ -601,11 +601,14 @@ class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
             attention_mask = None
             if patch_mask is not None:
                 ones = patch_mask.new_ones(patch_mask.shape[0], config.num_prefix_tokens)
-                attention_mask = create_bidirectional_mask(
-                    config=config,
-                    inputs_embeds=hidden_states,
-                    attention_mask=torch.cat([ones, patch_mask], dim=1),
-                )
+                attention_mask = torch.cat([ones, patch_mask], dim=1)  # (B, T)
+                if config._attn_implementation == "sdpa":
+                    # one row for all queries: the square that transformers makes of it costs T * T for each image
+                    attention_mask = attention_mask[:, None, None, :]
+                else:
+                    attention_mask = create_bidirectional_mask(
+                        config=config, inputs_embeds=hidden_states, attention_mask=attention_mask
+                    )
             all_hidden, all_attentions = [], []
             for block in self.blocks:
                 if wants_hidden:

@@ -520,3 +520,16 @@ def test_initial_weights_are_as_documented():
             assert abs(float(parameter.detach().std()) - 0.02) < 0.003, name
     expected = sincos_positions(8, 64) * 0.02
     torch.testing.assert_close(model.embeddings.position_embedding.data, expected, atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_padding_is_masked_without_a_square():
+    """Memory linear in the tokens, for padded batches too; the eager square gives the same."""
+    model = UnitVisionModel(vision_config()).eval()
+    batch, shapes, seen = torch.randn(2, 3, 16, 32), torch.tensor([[2, 4], [1, 3]]), []
+    model.blocks[0].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1].shape))
+    linear = model(batch, spatial_shapes=shapes).last_hidden_state
+    tokens = model.config.num_prefix_tokens + 2 * 4
+    assert seen == [(2, 1, 1, tokens)]
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(batch, spatial_shapes=shapes).last_hidden_state, linear, atol=1e-5, rtol=0)
