@@ -743,6 +743,15 @@ def test_where_an_encoder_alone_will_not_do_the_way_is_shown(released, tmp_path,
     )
 
 
+@pytest.mark.parametrize("verb", ["read", "describe"])
+def test_an_encoder_alone_is_not_sent_to_convert_by_what_needs_a_decoder(released, tmp_path, capsys, verb):
+    convert(released, tmp_path / "ours")
+    for folder in (released, tmp_path / "ours"):
+        assert main([verb, "x.png", "--model", str(folder)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"unit {verb}: {folder}: an encoder alone, without the language decoder")
+
+
 def test_a_size_that_is_no_multiple_of_the_patch_is_refused(released):
     with pytest.raises(ValueError, match="18 x 16 pixels; height and width must be multiples of the patch size 4"):
         UnitVisionModel.from_pretrained(released)(torch.zeros(1, 3, 18, 16))

@@ -1,6 +1,4 @@
-"""``unit data``: build the data sets that the recipes name, from packages, into the cache outside the repository.
-
-::
+"""`unit data`: build the data sets that the recipes name, from packages, into the cache outside the repository.
 
     unit data from-pdfs                      # chunks-train: 160,000 chunks of real pages, about 10 minutes on 2 cores
     unit data from-pdfs --split validation   # blocks-validation and chunks-validation, a minute or two
