@@ -67,7 +67,11 @@ def run(args: argparse.Namespace) -> int:
     import transformers
     from safetensors import SafetensorError
 
+    from modeling_unit.released_unit import released_folder
+
     transformers.logging.disable_progress_bar()
+    if Path(args.tower).is_dir() and released_folder(args.tower) is not None:
+        raise CommandError(f"{args.tower}: in the released format; convert it first: unit convert {args.tower} FOLDER")
     try:
         if args.tower_only:
             from training.llava_tower import export_tower
