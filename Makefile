@@ -34,7 +34,7 @@ format: $(VENV)/.dev ## mend what `make quality` complains about, where that can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(VENV)/.dev ## run all benchmarks, about five minutes on two cores; see benchmarks/README.md
+bench: $(VENV)/.dev ## run the main benchmarks, about five minutes on two cores; see benchmarks/README.md
 	$(PY) -m benchmarks.encoder
 	$(PY) -m benchmarks.read_page
 	$(PY) -m benchmarks.training_step
