@@ -202,6 +202,21 @@ class UnitVisionConfig(PreTrainedConfig):
             setattr(self, name, list(values))
         self.cpe_aspect = list(self.cpe_aspect)
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers, which goes on after a warning with what another architecture's configuration says.
+
+        Raises:
+            ValueError: for such a configuration: an encoder made from it would have random weights.
+        """
+        said = config_dict.get("model_type", cls.model_type)
+        if said != cls.model_type:
+            raise ValueError(
+                f"The encoder is a {said!r}, and UnitVisionModel holds a {cls.model_type!r}. Load it with AutoModel; "
+                "out of a whole UNIT model, save_encoder writes it as its own class."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def num_registers(self) -> int:
         """Register tokens behind the class tokens."""

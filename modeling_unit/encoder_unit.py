@@ -31,6 +31,7 @@ from .packing_unit import PackedLayout, UnitPackedOutput, check_pack, packed_att
 from .released_unit import (
     HUB_ARGUMENTS,
     KEY_MAPPING,
+    check_index,
     check_released,
     read_entries,
     read_released,
@@ -503,6 +504,7 @@ class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
             config = UnitVisionConfig.from_dict(config.to_dict() | changes) if changes else config
         elif isinstance(config, UnitVisionConfig):
             check_released(config, read_entries(weight_files(folder)), folder)
+        check_index(folder)
         kwargs = {name: value for name, value in kwargs.items() if name not in hub}
         loaded = super().from_pretrained(folder, *model_args, config=config, key_mapping=KEY_MAPPING, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded

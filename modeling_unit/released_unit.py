@@ -106,7 +106,7 @@ def read_config(folder: Path) -> tuple[str, dict]:
         config = json.loads(text)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: no checkpoint there (no config.json).") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}).") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: must hold a JSON object, got {type(config).__name__}.")
@@ -129,7 +129,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise CheckpointError(f"{folder}: no weights there (no model.safetensors, no model.safetensors.index.json).")
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: must hold an object with a weight_map ({error}).") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
@@ -139,6 +139,15 @@ def weight_files(folder: Path) -> list[Path]:
     if not names:
         raise CheckpointError(f"{index}: the weight_map is empty.")
     return [folder / name for name in names]
+
+
+def check_index(folder: Path) -> None:
+    """Raise `CheckpointError` for an index that `from_pretrained` cannot take though it names every file."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and "metadata" not in json.loads(index.read_text(encoding="utf-8")):
+        raise CheckpointError(
+            f"{index}: has no metadata, which transformers asks for; convert it first: unit convert {folder} FOLDER."
+        )
 
 
 def read_entries(files: list[Path]) -> dict[str, TensorEntry]:
@@ -193,6 +202,9 @@ def released_folder(name_or_path, **hub) -> Path | None:
 
     Args:
         hub: `revision`, `cache_dir`, `subfolder` and so on, as `transformers.utils.cached_file` takes them.
+
+    Raises:
+        CheckpointError: a `config.json` that says of no format that it is in it.
     """
     folder = Path(name_or_path)
     if folder.is_dir():
@@ -200,10 +212,14 @@ def released_folder(name_or_path, **hub) -> Path | None:
     else:
         path = _fetched(name_or_path, "config.json", hub)
     try:
-        if path is None or not is_released(json.loads(Path(path).read_text(encoding="utf-8"))):
-            return None
-    except (OSError, ValueError, AttributeError):
+        config = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None  # transformers says what it thinks of it
+    if not isinstance(config, dict) or not is_released(config):
+        if isinstance(config, dict) and "model_type" not in config:
+            # transformers would take every default, and random weights with a warning
+            raise CheckpointError(f"{path}: neither UNIT's (a model_type) nor in the released format (args, a dict).")
+        return None
     if not folder.is_dir() and _fetched(name_or_path, "model.safetensors", hub) is None:
         index = _fetched(name_or_path, "model.safetensors.index.json", hub)
         if index is not None:

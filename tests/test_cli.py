@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from unit_cli import common
-from unit_cli.__main__ import main
+from unit_cli.__main__ import COMMANDS, main
 
 PROJECTION = 24
 
@@ -97,6 +98,24 @@ def test_a_folder_without_a_model_is_named(unit, folder, command):
     status, out, errors = unit(*command, "--model", "nothing")
     assert (status, out) == (2, "")
     assert errors == [f"unit {command[0]}: nothing: no model there (the folder has no config.json)"]
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "runs/nowhere/final"])
+def test_a_path_that_is_not_there_is_no_hub_id(unit, path):
+    for command in (["read", "page.png", "--model", path], ["llava", path, "llm", "out"]):
+        status, out, errors = unit(*command)
+        assert (status, out, errors) == (2, "", [f"unit {command[0]}: {path}: no such folder"])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_files_that_help_names_are_there(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    named = re.findall(r"(?:modeling_unit|training)/[\w./-]*\w", capsys.readouterr().out)
+    assert named or command not in ("train", "llava")
+    for path in named:
+        assert (Path(__file__).parents[1] / path).exists(), path
 
 
 def test_damaged_weights_are_named(unit, folder):

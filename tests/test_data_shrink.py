@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -59,6 +60,24 @@ def test_rows_stay_as_they_are_and_embeddings_travel_once_a_caption(source, tmp_
     again = tmp_path / "again"  # a copy of a copy
     assert shrink(tmp_path / "out", again)["rows"] == 4
     assert torch.equal(read_sentences(again), read_sentences(source))
+
+
+def test_a_copy_takes_no_place_of_a_model(source, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_text("mine")
+    with pytest.raises(ValueError, match="holds more than a data set"):
+        shrink(source, model)
+    assert sorted(each.name for each in model.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_tables_of_something_else_are_refused(tmp_path):
+    (tmp_path / "tables").mkdir()
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "tables" / "train-00000.parquet")
+    with pytest.raises(ValueError, match="no columns image and text"):
+        shrink(tmp_path / "tables", tmp_path / "out")
+    assert [each.name for each in tmp_path.iterdir()] == ["tables"]
 
 
 def test_a_copy_takes_no_folder_of_anything_else(source, tmp_path):

@@ -672,6 +672,15 @@ def test_a_clip_encoder_is_written_as_older_versions_read_it(tmp_path):
     save_full(model, processor(), tmp_path / "full")
     pixels = torch.randn(1, 3, 32, 32)
     wanted = model.vision_model(pixels).last_hidden_state
+    for architecture in ("unit", "vit"):
+        with pytest.raises(ValueError, match=r"CLIPVisionModel, which is written as `clip`|no encoder of UNIT's"):
+            export_tower(tmp_path / "full", tmp_path / architecture, architecture)
+        assert not (tmp_path / architecture).exists()
+    # not a UNIT encoder of random weights
+    with pytest.raises(ValueError, match=r"The encoder is a 'clip_vision_model'.* save_encoder"):
+        tower(tmp_path / "full")
+    with pytest.raises(ValueError, match="The encoder is a 'clip_vision_model'"):
+        UnitVisionModel.from_pretrained(tmp_path / "five")
     for source in ("five", "full"):
         export_tower(tmp_path / source, tmp_path / f"{source}-four", "clip")
         made, report = CLIPVisionModel.from_pretrained(tmp_path / f"{source}-four", output_loading_info=True)

@@ -23,6 +23,7 @@ from modeling_unit.released_unit import (
     TensorEntry,
     config_from_released,
     is_released,
+    read_config,
     read_released,
     tensor_names,
 )
@@ -743,6 +744,15 @@ def test_where_an_encoder_alone_will_not_do_the_way_is_shown(released, tmp_path,
     )
 
 
+@pytest.mark.parametrize("verb", ["read", "describe"])
+def test_an_encoder_alone_is_not_sent_to_convert_by_what_needs_a_decoder(released, tmp_path, capsys, verb):
+    convert(released, tmp_path / "ours")
+    for folder in (released, tmp_path / "ours"):
+        assert main([verb, "x.png", "--model", str(folder)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"unit {verb}: {folder}: an encoder alone, without the language decoder")
+
+
 def test_a_size_that_is_no_multiple_of_the_patch_is_refused(released):
     with pytest.raises(ValueError, match="18 x 16 pixels; height and width must be multiples of the patch size 4"):
         UnitVisionModel.from_pretrained(released)(torch.zeros(1, 3, 18, 16))
@@ -778,3 +788,15 @@ def test_tensors_are_copied_and_not_loaded(released, tmp_path, monkeypatch):
     convert(released, tmp_path / "ours")
     assert max(lengths) == 1000
     assert all(dataclasses.asdict(piece)["data"] == b"" for piece in command.from_released(released, "", {}, True)[0])
+
+
+def test_a_configuration_of_no_format_is_refused(released):
+    (released / "config.json").write_text(json.dumps({"args": "no dict", "version": "1"}))
+    with pytest.raises(ValueError, match=r"neither UNIT's .* nor in the released format"):
+        UnitVisionModel.from_pretrained(released)
+
+
+def test_a_configuration_too_deep_to_read_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        read_config(tmp_path)

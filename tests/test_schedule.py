@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+import training.live
+import training.llava_data
 import training.schedule as schedule
+import training.teacher
+import training.trainer
 from training.arguments import UnitTrainingArguments
 from training.schedule import TimedSchedule, TimeLimit
 
@@ -101,3 +105,10 @@ def test_without_a_limit_the_schedule_is_transformers_own(tmp_path, ticking):
 def test_wrong_limits_are_refused(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         train(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("name", ["TeacherTrainer", "LiveTeacherTrainer", "UnitTrainer", "LlavaTrainer"])
+def test_the_trainer_of_every_stage_keeps_the_limit(name):
+    modules = (training.live, training.teacher, training.trainer, training.llava_data)
+    (found,) = {getattr(module, name) for module in modules if hasattr(module, name)}
+    assert issubclass(found, TimeLimit)

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import LlavaProcessor, Trainer
+from transformers import LlavaProcessor
 
 from modeling_unit.image_processing_unit import to_rgb
 
 from .data.schema import read_dataset
 from .optim import MuonWithAdamW, parameter_groups
+from .schedule import TimeLimit
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 IMAGE_TOKEN = "<image>"
@@ -214,7 +215,7 @@ class ConversationCollator:
         return text, spans
 
 
-class LlavaTrainer(Trainer):
+class LlavaTrainer(TimeLimit):
     """`Trainer` with the parts' own learning rates; the loss is LLaVA's."""
 
     def create_optimizer(self, *args, **kwargs):

@@ -306,6 +306,8 @@ def export_tower(
         settings = {}
         encoder = _clip_of(str(source)) if architecture == "clip" else None
     if isinstance(encoder, CLIPVisionModel):
+        if architecture != "clip":
+            raise ValueError(f"{source} holds a CLIPVisionModel, which is written as `clip`, not as `{architecture}`.")
         if size not in (None, encoder.config.image_size):
             raise ValueError(f"A CLIPVisionModel has one size, {encoder.config.image_size}; {size} was asked for.")
         model = encoder

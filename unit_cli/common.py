@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRESS_AFTER = 2.0  # seconds of work before a bar shows itself
+ENCODER_ALONE = "an encoder alone, without the language decoder that this command needs; `unit features` takes it"
 
 
 class CommandError(Exception):
@@ -47,6 +48,12 @@ def quiet(model: str | None) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+def missing_folder(name: str) -> None:
+    """Raise `CommandError` for what can only be a path, no Hub id, and is not there."""
+    if not Path(name).exists() and (name.startswith((".", "~")) or name.count("/") > 1 or Path(name).is_absolute()):
+        raise CommandError(f"{name}: no such folder")
+
+
 def load(
     model: str | None, device: str, auto_model: str, auto_processor: str = "AutoProcessor"
 ) -> tuple[Any, Any, str]:
@@ -75,7 +82,10 @@ def load(
         raise CommandError(str(error)) from error
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise CommandError(f"{name}: no model there (the folder has no config.json)")
+    missing_folder(name)
     if Path(name).is_dir() and released_folder(name) is not None:
+        if auto_model != "AutoModel":
+            raise CommandError(f"{name}: {ENCODER_ALONE}")
         raise CommandError(f"{name}: in the released format; convert it first: unit convert {name} FOLDER")
     try:
         torch.empty(0, device=device)
@@ -84,6 +94,10 @@ def load(
     try:
         # A CPU compiles a bfloat16 kernel for every new shape, which costs a page more than it gains.
         dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
+        if auto_model != "AutoModel":
+            config = transformers.AutoConfig.from_pretrained(name)
+            if config.model_type == "unit_vision_model":
+                raise CommandError(f"{name}: {ENCODER_ALONE}")
         loaded = getattr(transformers, auto_model).from_pretrained(name, dtype=dtype).eval().to(device)
         processor = getattr(transformers, auto_processor).from_pretrained(name)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:

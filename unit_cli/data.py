@@ -1,15 +1,13 @@
-"""``unit data``: build the data sets that the recipes name, from packages, into the cache outside the repository.
+"""`unit data`: build the data sets that the recipes name, from packages, into the cache outside the repository.
 
-::
-
-    unit data from-pdfs                      # chunks-train: 160,000 chunks of real pages, about 10 minutes on 2 cores
-    unit data from-pdfs --split validation   # blocks-validation and chunks-validation, a minute or two
-    unit data make-pages                     # made-train and made-small-train: 26,000 drawn chunks, about a minute
-    unit data make-blanks                    # blank-train: 6,000 strips of pictures, nothing to read on them
-    unit data pictures                       # pictures-train and pictures-validation
-    unit data targets                        # what the teachers of recognition say about pictures-train
-    unit data shrink SRC OUT                 # a copy of a picture data set in a third of the bytes, to carry elsewhere
-    unit data check-leaks                    # nothing of the validation sets is in the training sets
+unit data from-pdfs                      # chunks-train: 160,000 chunks of real pages, about 10 minutes on 2 cores
+unit data from-pdfs --split validation   # blocks-validation and chunks-validation, a minute or two
+unit data make-pages                     # made-train and made-small-train: 26,000 drawn chunks, about a minute
+unit data make-blanks                    # blank-train: 6,000 strips of pictures, nothing to read on them
+unit data pictures                       # pictures-train and pictures-validation
+unit data targets                        # what the teachers of recognition say about pictures-train
+unit data shrink SRC OUT                 # a copy of a picture data set in a third of the bytes, to carry elsewhere
+unit data check-leaks                    # nothing of the validation sets is in the training sets
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from .common import CommandError, first_line, positive, quiet
+from .common import CommandError, first_line, missing_folder, positive, quiet
 
 ARCHITECTURES = ("unit", "vit", "clip")
 
@@ -60,13 +60,18 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("--select and --layer belong to LLaVA's model, not to its tower")
     names = [name for name in (args.tower, args.llm) if name]
     for name in names:
+        missing_folder(name)
         if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
             raise CommandError(f"{name}: no model there (the folder has no config.json)")
     quiet(None if all(Path(name).exists() for name in names) else "a Hub id")
     import transformers
     from safetensors import SafetensorError
 
+    from modeling_unit.released_unit import released_folder
+
     transformers.logging.disable_progress_bar()
+    if Path(args.tower).is_dir() and released_folder(args.tower) is not None:
+        raise CommandError(f"{args.tower}: in the released format; convert it first: unit convert {args.tower} FOLDER")
     try:
         if args.tower_only:
             from training.llava_tower import export_tower

@@ -742,13 +742,16 @@ def read_document_list(path: str | Path) -> frozenset[str]:
     """Documents named in a text file, ``PACKAGE/PATH/IN/IT.pdf`` on each line; empty lines and ``#`` comments pass.
 
     Raises:
-        ValueError: there is no such file, or it names nothing.
+        ValueError: there is no such file, it is no text, or it names nothing.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no list of documents at {path}")
-    lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    documents = frozenset(line for line in lines if line)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text file in UTF-8 ({error})") from error
+    documents = frozenset(line for line in (line.split("#")[0].strip() for line in text.splitlines()) if line)
     if not documents:
         raise ValueError(f"{path} names no document")
     return documents

@@ -65,7 +65,8 @@ def shrink(source: Path, out: Path, max_side: int = 256, quality: int = 85, work
         raise ValueError(f"quality must be 1 to 100 and max_side 16 or more, not {quality} and {max_side}")
     if source.resolve() == out.resolve():
         raise ValueError(f"{out} is the source itself: name another folder for the copy")
-    if out.exists() and any(each.suffix not in (".parquet", ".safetensors", ".json") for each in out.iterdir()):
+    kinds = {each.suffix for each in out.iterdir()} if out.exists() else set()
+    if kinds and not {".parquet"} <= kinds <= {".parquet", ".safetensors", ".json"}:
         raise ValueError(f"{out} holds more than a data set: name another folder for the copy")
     out.parent.mkdir(parents=True, exist_ok=True)
     captions: list[str] = []
@@ -79,6 +80,8 @@ def shrink(source: Path, out: Path, max_side: int = 256, quality: int = 85, work
         ):
             for shard in shards:
                 table = pq.read_table(shard)
+                if not {"image", "text"} <= set(table.column_names):
+                    raise ValueError(f"{shard} has no columns image and text: it is no picture data set")
                 captions += table["text"].to_pylist()
                 pictures = []
                 images = table["image"].to_pylist()
