@@ -390,11 +390,12 @@ class UnitPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As in transformers.
+        """As in transformers, but pickles are refused: weights are safetensors.
 
         Raises:
             ValueError: for a folder in the released format, which holds an encoder alone, unless the class is one.
         """
+        kwargs.setdefault("use_safetensors", True)
         name = str(pretrained_model_name_or_path)
         if cls.config_class is not UnitVisionConfig and Path(name).is_dir() and released_folder(name) is not None:
             raise ValueError(

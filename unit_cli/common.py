@@ -58,15 +58,16 @@ def load(
         auto_model, auto_processor: names of transformers' Auto classes.
 
     Raises:
-        CommandError: there is no such model, or it is not of the kind asked for.
+        CommandError: there is no such model, it is not of the kind asked for, its weights are a pickle, or keys lack
+            or have another shape than its configuration says.
     """
     quiet(model)
     import torch
     import transformers
-    from safetensors import SafetensorError
 
     from modeling_unit import shipped_checkpoint
     from modeling_unit.released_unit import released_folder
+    from modeling_unit.vision_sources_unit import require_safetensors
 
     transformers.logging.disable_progress_bar()
     try:
@@ -84,17 +85,44 @@ def load(
     try:
         # A CPU compiles a bfloat16 kernel for every new shape, which costs a page more than it gains.
         dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
-        loaded = getattr(transformers, auto_model).from_pretrained(name, dtype=dtype).eval().to(device)
+        require_safetensors(name)
+        loaded, report = getattr(transformers, auto_model).from_pretrained(
+            name, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+        _check_weights(loaded, report)
+        loaded = loaded.eval().to(device)
         processor = getattr(transformers, auto_processor).from_pretrained(name)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except Exception as error:  # what a strange configuration makes transformers raise has no common type
         raise CommandError(f"{name}: cannot be loaded as a model for this command: {first_line(error)}") from error
     return loaded, processor, name
 
 
+def _check_weights(model: Any, report: dict[str, Any]) -> None:
+    """Raise `ValueError` where transformers would go on with random weights in place of those that lack or do not
+    fit."""
+    from modeling_unit.architectures_unit import ARCHITECTURES
+
+    wrong = sorted(report["mismatched_keys"])
+    if wrong:
+        key, found, expected = wrong[0]
+        raise ValueError(f"{key} has the shape {tuple(found)}, its configuration says {tuple(expected)}")
+    config = getattr(model.config, "vision_config", model.config)
+    unread = ARCHITECTURES[config.model_type].unread if config.model_type in ARCHITECTURES else ()
+    lacking = sorted(
+        key for key in report["missing_keys"] if not unread or not key.removeprefix("vision_model.").startswith(unread)
+    )
+    if lacking:
+        more = ", ..." if len(lacking) > 3 else ""
+        raise ValueError(f"the weights lack {len(lacking)} keys: {', '.join(lacking[:3])}{more}")
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    """The first line of an exception's message, with the second where it ends in a colon; its type where there is
+    none."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1]}"
+    return lines[0] if lines else type(error).__name__
 
 
 class Progress:

@@ -43,13 +43,9 @@ def run(args: argparse.Namespace) -> int:
         check_packages()
     except MissingPackages as error:
         raise CommandError(str(error)) from error
+    _check_architecture(args.model)
     model, processor, name = load(args.model, "cpu", "AutoModel", "AutoImageProcessor")
-    encoder = model if model.config.model_type in PREFIX_TOKENS else getattr(model, "vision_model", None)
-    if encoder is None or encoder.config.model_type not in PREFIX_TOKENS:
-        raise CommandError(
-            f"{name}: no encoder of an architecture known here ({model.config.model_type}); there are: unit, "
-            f"{', '.join(sorted(PREFIX_TOKENS))}"
-        )
+    encoder = model if model.config.model_type in PREFIX_TOKENS else model.vision_model
     out = Path(args.out)
     print(f"tracing {name}: some ten seconds, more for a large encoder", file=sys.stderr, flush=True)
     try:
@@ -63,3 +59,16 @@ def run(args: argparse.Namespace) -> int:
     files = sorted(path.name for path in out.iterdir())
     print(f"{out}: {', '.join(files)}; largest difference from torch {max(one.largest for one in found):.1e}")
     return 0
+
+
+def _check_architecture(model: str) -> None:
+    """Before the weights are read: raise `CommandError` for a model without an encoder known here."""
+    from modeling_unit.architectures_unit import FULL_MODELS, known_architecture
+    from modeling_unit.vision_sources_unit import find_model_type
+
+    try:
+        kind = find_model_type(model)
+        if kind is not None and kind not in FULL_MODELS:
+            known_architecture(kind, model)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
