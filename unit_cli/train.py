@@ -14,7 +14,7 @@ def add_parser(subparsers) -> None:
         "train",
         help="run a training recipe, or go on with it",
         description="Run a recipe. The same command goes on from the last checkpoint in its output folder.",
-        epilog="example: unit train training/recipes/unit-tiny-cpu/2-intra-scale.yaml training.max_steps=100",
+        epilog="example: unit train training/recipes/unit-tiny/2-intra-scale.yaml training.max_steps=100",
     )
     parser.add_argument("recipe", metavar="RECIPE.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the recipe's")
