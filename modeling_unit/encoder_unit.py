@@ -524,6 +524,8 @@ class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
                 f"pixel_values must be a tensor (batch, {config.num_channels}, height, width), got {shape}."
                 + (" Packed patches need image_grid_hw beside them." if packed else "")
             )
+        if not pixel_values.shape[0]:
+            raise ValueError("pixel_values is empty: give at least one image.")
         channels, height, width = pixel_values.shape[1:]
         if channels != config.num_channels:
             raise ValueError(f"pixel_values has {channels} channels, the model takes {config.num_channels}.")

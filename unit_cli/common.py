@@ -48,14 +48,14 @@ def quiet(model: str | None) -> None:
 
 
 def load(
-    model: str | None, device: str, auto_model: str, auto_processor: str = "AutoProcessor"
+    model: str | None, device: str, auto_model: str, auto_processor: str | None = "AutoProcessor"
 ) -> tuple[Any, Any, str]:
     """A model for inference, its processor and where it came from.
 
     Args:
         model: folder, Hub id, or `None` for the checkpoint that ships.
         device: name of a torch device.
-        auto_model, auto_processor: names of transformers' Auto classes.
+        auto_model, auto_processor: names of transformers' Auto classes; no processor for `None`.
 
     Raises:
         CommandError: there is no such model, it is not of the kind asked for, its weights are a pickle, or keys lack
@@ -91,7 +91,7 @@ def load(
         )
         _check_weights(loaded, report)
         loaded = loaded.eval().to(device)
-        processor = getattr(transformers, auto_processor).from_pretrained(name)
+        processor = auto_processor and getattr(transformers, auto_processor).from_pretrained(name)
     except Exception as error:  # what a strange configuration makes transformers raise has no common type
         raise CommandError(f"{name}: cannot be loaded as a model for this command: {first_line(error)}") from error
     return loaded, processor, name
