@@ -345,6 +345,8 @@ def check_pixels(config: PreTrainedConfig, pixel_values: torch.Tensor, spatial_s
     if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
         shape = tuple(pixel_values.shape) if hasattr(pixel_values, "shape") else type(pixel_values).__name__
         raise ValueError(f"pixel_values must be a tensor (batch, {channels}, height, width), got {shape}.")
+    if not pixel_values.shape[0]:
+        raise ValueError("pixel_values is empty: give at least one image.")
     height, width = pixel_values.shape[-2:]
     if height % patch or width % patch or not height or not width:
         raise ValueError(

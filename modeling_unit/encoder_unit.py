@@ -15,8 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 
-# Unused here: transformers 4 loads from a folder only those siblings that this very file names, not what they name
-from .architectures_unit import ARCHITECTURES  # noqa: F401
+from .architectures_unit import patch_mask
 from .compat_unit import (
     ALL_ATTENTION_FUNCTIONS,
     GradientCheckpointingLayer,
@@ -31,6 +30,7 @@ from .packing_unit import PackedLayout, UnitPackedOutput, check_pack, packed_att
 from .released_unit import (
     HUB_ARGUMENTS,
     KEY_MAPPING,
+    check_format,
     check_index,
     check_released,
     read_entries,
@@ -391,11 +391,12 @@ class UnitPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As in transformers.
+        """As in transformers, but pickles are refused: weights are safetensors.
 
         Raises:
             ValueError: for a folder in the released format, which holds an encoder alone, unless the class is one.
         """
+        kwargs.setdefault("use_safetensors", True)
         name = str(pretrained_model_name_or_path)
         if cls.config_class is not UnitVisionConfig and Path(name).is_dir() and released_folder(name) is not None:
             raise ValueError(
@@ -497,6 +498,8 @@ class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
         else:
             folder = released_folder(pretrained_model_name_or_path, **hub)
         if folder is None:
+            if config is None and Path(pretrained_model_name_or_path or "").is_dir():
+                check_format(Path(pretrained_model_name_or_path) / hub.get("subfolder", ""))
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         if config is None:
             config, *_ = read_released(folder)
@@ -525,6 +528,8 @@ class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
                 f"pixel_values must be a tensor (batch, {config.num_channels}, height, width), got {shape}."
                 + (" Packed patches need image_grid_hw beside them." if packed else "")
             )
+        if not pixel_values.shape[0]:
+            raise ValueError("pixel_values is empty: give at least one image.")
         channels, height, width = pixel_values.shape[1:]
         if channels != config.num_channels:
             raise ValueError(f"pixel_values has {channels} channels, the model takes {config.num_channels}.")
@@ -599,11 +604,11 @@ class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
                 grids = [(rows, cols) for rows, cols in image_grid_hw.tolist()]
                 layout = PackedLayout(grids, config.num_prefix_tokens, pixel_values.device)
                 hidden_states = self.embeddings.forward_packed(pixel_values.to(self.dtype), layout)
-            patch_mask = self._patch_mask(pixel_values, spatial_shapes)  # (B, N) or None
+            mask = patch_mask(config, pixel_values, spatial_shapes)  # (B, N) or None
             attention_mask = None
-            if patch_mask is not None:
-                ones = patch_mask.new_ones(patch_mask.shape[0], config.num_prefix_tokens)
-                attention_mask = torch.cat([ones, patch_mask], dim=1)  # (B, T)
+            if mask is not None:
+                ones = mask.new_ones(mask.shape[0], config.num_prefix_tokens)
+                attention_mask = torch.cat([ones, mask], dim=1)  # (B, T)
                 if config._attn_implementation == "sdpa":
                     # one row for all queries: the square that transformers makes of it costs T * T for each image
                     attention_mask = attention_mask[:, None, None, :]
@@ -636,11 +641,11 @@ class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
                 image_grid_hw=image_grid_hw,
             )
             return result if return_dict else result.to_tuple()
-        if patch_mask is not None:
-            output = torch.cat([output[:, :1], output[:, 1:] * patch_mask.unsqueeze(-1).to(output.dtype)], dim=1)
+        if mask is not None:
+            output = torch.cat([output[:, :1], output[:, 1:] * mask.unsqueeze(-1).to(output.dtype)], dim=1)
         result = BaseModelOutputWithPooling(
             last_hidden_state=output,
-            pooler_output=self._pool(output, patch_mask),
+            pooler_output=self._pool(output, mask),
             hidden_states=tuple(all_hidden) if wants_hidden else None,
             attentions=tuple(all_attentions) if wants_attentions else None,
         )
@@ -655,18 +660,6 @@ class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
         if prefix == 1:
             return hidden_states
         return torch.cat([hidden_states[:, :1], hidden_states[:, prefix:]], dim=1)
-
-    def _patch_mask(self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None) -> torch.Tensor | None:
-        """True where a patch token belongs to the image, `(B, N)`; `None` when nothing is padded."""
-        if spatial_shapes is None:
-            return None
-        rows, cols = (size // self.config.patch_size for size in pixel_values.shape[-2:])
-        spatial_shapes = spatial_shapes.to(pixel_values.device)
-        if bool((spatial_shapes == spatial_shapes.new_tensor([rows, cols])).all()):
-            return None
-        row_mask = torch.arange(rows, device=pixel_values.device)[None, :] < spatial_shapes[:, :1]  # (B, rows)
-        col_mask = torch.arange(cols, device=pixel_values.device)[None, :] < spatial_shapes[:, 1:]  # (B, cols)
-        return (row_mask[:, :, None] & col_mask[:, None, :]).flatten(1)
 
     def _pool(self, output: torch.Tensor, patch_mask: torch.Tensor | None) -> torch.Tensor:
         if self.config.pooling == "cls":

@@ -23,7 +23,7 @@ FLEX_BLOCK = 128  # side of a block of flex attention's sparse mask, its default
 
 @dataclass
 class UnitPackedOutput(BaseModelOutputWithPooling):
-    """Output of the encoder for a pack.
+    """Output of the encoder for a pack; of one of transformers with all its S prefix tokens, S + N_i an image.
 
     Args:
         last_hidden_state: `(sum (1 + N_i), D)`: image after image its class token, then its patch tokens row by row,

@@ -141,6 +141,15 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def check_format(folder: Path) -> None:
+    """Raise `CheckpointError` for a folder whose `config.json` is of no format known here: transformers would take
+    every default, and random weights with a warning."""
+    if (folder / "config.json").is_file() and "model_type" not in read_config(folder)[1]:
+        raise CheckpointError(
+            f"{folder}: config.json is neither UNIT's (model_type) nor the released one (args, a dict)."
+        )
+
+
 def check_index(folder: Path) -> None:
     """Raise `CheckpointError` for an index that `from_pretrained` cannot take though it names every file."""
     index = folder / "model.safetensors.index.json"
@@ -202,9 +211,6 @@ def released_folder(name_or_path, **hub) -> Path | None:
 
     Args:
         hub: `revision`, `cache_dir`, `subfolder` and so on, as `transformers.utils.cached_file` takes them.
-
-    Raises:
-        CheckpointError: a `config.json` that says of no format that it is in it.
     """
     folder = Path(name_or_path)
     if folder.is_dir():
@@ -216,9 +222,6 @@ def released_folder(name_or_path, **hub) -> Path | None:
     except (OSError, ValueError, RecursionError):
         return None  # transformers says what it thinks of it
     if not isinstance(config, dict) or not is_released(config):
-        if isinstance(config, dict) and "model_type" not in config:
-            # transformers would take every default, and random weights with a warning
-            raise CheckpointError(f"{path}: neither UNIT's (a model_type) nor in the released format (args, a dict).")
         return None
     if not folder.is_dir() and _fetched(name_or_path, "model.safetensors", hub) is None:
         index = _fetched(name_or_path, "model.safetensors.index.json", hub)

@@ -175,14 +175,22 @@ def _transformers_source(where: str, settings: dict[str, Any], hub: dict) -> Vis
         special = FULL_MODELS.get(model_type)
         if special is not None:
             return special(where, dtype=dtype, **hub).eval()
-        _require_safetensors(where)
+        require_safetensors(where)
         keywords = {"config": config, "dtype": dtype or "auto", "use_safetensors": True} | hub
+        keywords["ignore_mismatched_sizes"] = True  # they are told below, where transformers points to its log
         try:
             with _quiet():
                 encoder, report = encoder_class.from_pretrained(where, output_loading_info=True, **keywords)
         except (OSError, RuntimeError, SafetensorError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise ValueError(f"{where}: the encoder cannot be loaded: {lines[0] if lines else error}") from error
+        wrong = sorted(report["mismatched_keys"])
+        if wrong:
+            name, found, expected = wrong[0]
+            raise ValueError(
+                f"{where}: {len(wrong)} of the weights have another shape than config.json says, the first of them "
+                f"{name}: {tuple(found)}, expected was {tuple(expected)}."
+            )
         missing = sorted(name for name in report["missing_keys"] if not name.startswith(entry.unread or ("\0",)))
         if missing:
             raise ValueError(
@@ -193,7 +201,7 @@ def _transformers_source(where: str, settings: dict[str, Any], hub: dict) -> Vis
     return VisionSource(where, config, load, image_settings(config, _preprocessing(where, hub)))
 
 
-def _require_safetensors(where: str) -> None:
+def require_safetensors(where: str) -> None:
     folder = Path(where)
     if not folder.is_dir() or list(folder.glob("*.safetensors")):
         return

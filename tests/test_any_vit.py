@@ -740,6 +740,8 @@ def test_a_size_that_the_patch_does_not_divide_is_refused(name, starts):
     model = new_model(starts(name)[0], UnitModel)
     with pytest.raises(ValueError, match="30 x 32 pixels; height and width must be multiples of the patch size 8"):
         model.encode(torch.zeros(1, 3, 30, 32))
+    with pytest.raises(ValueError, match="give at least one image"):
+        model.encode(torch.zeros(0, 3, 32, 32))
     with pytest.raises(ValueError, match="spatial_shapes must lie between 1 and the padded grid 4 x 4"):
         model(torch.zeros(1, 3, 32, 32), spatial_shapes=torch.tensor([[5, 1]]))
 
@@ -753,7 +755,7 @@ def test_weights_that_lack_keys_are_named(starts, tmp_path):
         new_model(folder)
     weights["layernorm.weight"] = torch.zeros(7)
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="the encoder cannot be loaded"):
+    with pytest.raises(ValueError, match=r"layernorm\.weight: \(7,\), expected was \(32,\)"):
         new_model(folder)
 
 

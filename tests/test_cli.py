@@ -14,7 +14,7 @@ import tiny
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from unit_cli import common
@@ -126,6 +126,23 @@ def test_damaged_weights_are_named(unit, folder):
     assert status == 2
     assert len(errors) == 1
     assert errors[0].startswith("unit read: torn: cannot be loaded as a model for this command: ")
+
+
+def test_weights_that_do_not_suit_the_configuration_are_named(unit, folder):
+    """transformers would go on with random ones where keys lack, and reads pickles."""
+    wrong = shutil.copytree(folder / "model", folder / "wrong")
+    weights = load_file(wrong / "model.safetensors")
+    norm = weights.pop("vision_model.norm.weight")
+    narrow = {"vision_model.norm.weight": norm.new_zeros(7)}
+    for more, words in (({}, "lack 1 keys: vision_model.norm.weight"), (narrow, "has the shape (7,)")):
+        save_file(weights | more, str(wrong / "model.safetensors"), metadata={"format": "pt"})
+        status, _, errors = unit("features", "page.png", "--out", "f.safetensors", "--model", "wrong")
+        assert (status, len(errors)) == (2, 1)
+        assert words in errors[0]
+    (wrong / "model.safetensors").rename(wrong / "pytorch_model.bin")
+    status, _, errors = unit("read", "page.png", "--model", "wrong")
+    assert (status, len(errors)) == (2, 1)
+    assert "pytorch_model.bin is a pickle" in errors[0]
 
 
 def test_a_device_that_is_not_there_is_named(unit):

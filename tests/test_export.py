@@ -23,9 +23,11 @@ from training.onnx_export import (
     export_encoder,
     export_onnx,
     export_program,
+    readme,
     session,
 )
 from unit_cli.__main__ import main
+from unit_cli.export import _image_processor
 
 installed = all(importlib.util.find_spec(name) for name in onnx_export.NEEDS)
 needs_onnx = pytest.mark.skipif(not installed, reason="needs the extra 'export'")
@@ -266,3 +268,14 @@ def test_other_encoders_of_transformers_are_traced_for_any_size(tmp_path, config
     for batch, height, width in ((1, 32, 32), (2, 16, 56), (1, 48, 24)):
         given = pixels(batch, 3, height, width)
         closeness(program(given)[0], model(given).last_hidden_state)
+
+
+def test_an_image_processor_that_cannot_be_made_is_described(tmp_path):
+    """DINOv3's own needs torchvision."""
+    config = DINOv3ViTConfig(**FOREIGN)
+    config.save_pretrained(tmp_path)
+    saved = {"image_processor_type": "NoSuchImageProcessor", "image_mean": [0.1, 0.2, 0.3], "do_normalize": True}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(saved))
+    processor = _image_processor(str(tmp_path), config)
+    assert json.loads(processor.to_json_string())["image_processor_type"] == "ViTImageProcessor"
+    assert "mean = np.array([0.1, 0.2, 0.3]" in readme(config, processor, "dinov3", [])

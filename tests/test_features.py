@@ -11,8 +11,14 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 from test_encoder import encoder, pixels
-from tiny import image_processor, noise, unit_config, vision_config
-from transformers import CLIPVisionConfig, CLIPVisionModel, Siglip2VisionConfig, Siglip2VisionModel
+from tiny import image_processor, noise, unit_config, unit_model, vision_config
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipVisionConfig,
+)
 
 import modeling_unit
 from modeling_unit import UnitModel, layer_features, nearest_supported_size, principal_colours
@@ -249,6 +255,17 @@ def test_layers_and_parts_are_written(folder, capsys):
     }
     mean = found["picture.png/layer2/spatial"].mean(dim=(0, 1))
     torch.testing.assert_close(found["picture.png/layer2/mean"], mean, atol=1e-5, rtol=0)
+
+
+def test_without_parts_an_encoder_without_a_class_token_gives_what_it_has(folder):
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    vision = SiglipVisionConfig(**shape, image_size=32, patch_size=8)
+    unit_model(vision).save_pretrained("siglip")
+    image_processor().save_pretrained("siglip")
+    given = ["features", "picture.png", "--out", "f.safetensors", "--model", "siglip", "--layers", "-1"]
+    assert main(given) == 0
+    assert list(load_file("f.safetensors")) == ["picture.png/layer1/spatial"]
+    assert main([*given, "--parts", "class"]) == 2
 
 
 def test_a_sheet_of_principal_components_is_drawn(folder, capsys):

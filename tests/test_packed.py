@@ -34,6 +34,7 @@ from modeling_unit.packing_unit import (
 from training.collator import NUM_CHARACTER_CLASSES, GroupCollator
 from training.data.mixture import GroupArguments, GroupPlan, MixtureDataset, SourceArguments
 from training.data.schema import write_shards
+from training.packing import repacked
 from training.trainer import IntraScaleTrainer
 
 GRIDS = [(4, 6), (2, 3), (1, 1), (3, 8), (6, 4), (1, 9), (2, 3)]  # three of 24 patches, two of 6: runs of equal length
@@ -627,3 +628,17 @@ def test_the_class_token_of_each_picture_is_always_among_the_sampled(shards, tmp
     targets = trainer.teacher_targets(pack["pixel_values"], pack["image_grid_hw"])
     assert targets["teacher_token_mask"][0].nonzero().flatten().tolist() == [0, 25, 32, 34, 59, 84, 94]
     close(targets["teacher_features"][0], teacher(**pack).last_hidden_state, atol=0)
+
+
+def test_a_pack_reaches_a_teacher_with_other_patches():
+    sizes = [(2, 4), (6, 2)]
+    pack = pack_images([torch.rand(3, rows * 8, cols * 8) for rows, cols in sizes], 8)
+    images = [
+        unpatchify(each[None], *size, 8) for each, size in zip(pack["pixel_values"].split([8, 12]), sizes, strict=True)
+    ]
+    patches, grids = repacked(pack["pixel_values"], pack["image_grid_hw"], 16)
+    assert grids.tolist() == [[1, 2], [3, 1]]
+    assert torch.equal(patches, torch.cat([patchify(image, 16)[0] for image in images]))
+    assert repacked(patches, grids, 16)[0] is patches
+    with pytest.raises(ValueError, match="must be multiples of the patch size 24"):
+        repacked(patches, grids, 24)

@@ -792,7 +792,7 @@ def test_tensors_are_copied_and_not_loaded(released, tmp_path, monkeypatch):
 
 def test_a_configuration_of_no_format_is_refused(released):
     (released / "config.json").write_text(json.dumps({"args": "no dict", "version": "1"}))
-    with pytest.raises(ValueError, match=r"neither UNIT's .* nor in the released format"):
+    with pytest.raises(ValueError, match=r"neither UNIT's .* nor the released one"):
         UnitVisionModel.from_pretrained(released)
 
 

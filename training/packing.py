@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from modeling_unit.packing_unit import pack_images
+from modeling_unit.packing_unit import pack_images, unpatchify
 
 # what fills the rest of a row of text, by the collator's names
 FILL = {"labels": -100, "attention_mask": 0, "token_places": -1}
@@ -38,6 +38,23 @@ def pack_rows(rows: Sequence[dict[str, torch.Tensor]], patch_size: int, pad_toke
         texts = [row[name][0, :count] for row, count in zip(rows, used, strict=True)]
         pack[name] = torch.stack([F.pad(text, (0, length - len(text)), value=fill) for text in texts])
     return pack
+
+
+def repacked(pack: torch.Tensor, grids: torch.Tensor, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images of a pack in patches of another size: pixels `(sum N_i, 3 * P * P)` and grids `(B, 2)`.
+
+    Raises:
+        ValueError: an image that is not whole patches of that size.
+    """
+    own = round((pack.shape[1] / 3) ** 0.5)
+    if own == patch_size:
+        return pack, grids
+    sizes = grids.tolist()
+    images = pack.split([rows * cols for rows, cols in sizes])
+    found = pack_images(
+        [unpatchify(each[None], *size, own)[0] for each, size in zip(images, sizes, strict=True)], patch_size
+    )
+    return found["pixel_values"], found["image_grid_hw"].to(grids.device)
 
 
 def first_tokens(grids: torch.Tensor, tokens: int) -> torch.Tensor:

@@ -412,7 +412,7 @@ def _llava_run(recipe: Recipe, arguments: UnitTrainingArguments):
     for key in ("start", "conversations"):
         if getattr(recipe, key) is None:
             raise ValueError(f"The stage llava needs `{key}`.")
-    model = LlavaForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32)
+    model = LlavaForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32, use_safetensors=True)
     processor = LlavaProcessor.from_pretrained(recipe.start)
     longest = getattr(model.config.text_config, "max_position_embeddings", None)
     data = Conversations(recipe.conversations, recipe.images)

@@ -17,7 +17,7 @@ from .arguments import UnitTrainingArguments
 from .collator import normalized_pixels
 from .losses import alignment_loss, character_loss
 from .optim import PARTS, MuonWithAdamW, parameter_groups, part_of
-from .packing import first_tokens
+from .packing import first_tokens, repacked
 from .schedule import TimeLimit
 
 
@@ -168,6 +168,7 @@ class UnitTrainer(TimeLimit):
         if grids is None:
             features = run_encoder(self.teacher, pixel_values).last_hidden_state  # (B, S + M, D)
         else:  # (1, sum (S + M_i), D)
+            pixel_values, grids = repacked(pixel_values, grids, patch)
             features = run_encoder_packed(self.teacher, pixel_values, grids).last_hidden_state[None]
         draw = torch.rand(features.shape[:2], generator=self._sampler)
         mask = (draw < self.args.token_sampling_ratio).to(features.device)

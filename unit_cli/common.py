@@ -55,25 +55,26 @@ def missing_folder(name: str) -> None:
 
 
 def load(
-    model: str | None, device: str, auto_model: str, auto_processor: str = "AutoProcessor"
+    model: str | None, device: str, auto_model: str, auto_processor: str | None = "AutoProcessor"
 ) -> tuple[Any, Any, str]:
     """A model for inference, its processor and where it came from.
 
     Args:
         model: folder, Hub id, or `None` for the checkpoint that ships.
         device: name of a torch device.
-        auto_model, auto_processor: names of transformers' Auto classes.
+        auto_model, auto_processor: names of transformers' Auto classes; no processor for `None`.
 
     Raises:
-        CommandError: there is no such model, or it is not of the kind asked for.
+        CommandError: there is no such model, it is not of the kind asked for, its weights are a pickle, or keys lack
+            or have another shape than its configuration says.
     """
     quiet(model)
     import torch
     import transformers
-    from safetensors import SafetensorError
 
     from modeling_unit import shipped_checkpoint
     from modeling_unit.released_unit import released_folder
+    from modeling_unit.vision_sources_unit import require_safetensors
 
     transformers.logging.disable_progress_bar()
     try:
@@ -94,21 +95,51 @@ def load(
     try:
         # A CPU compiles a bfloat16 kernel for every new shape, which costs a page more than it gains.
         dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
-        if auto_model != "AutoModel":
-            config = transformers.AutoConfig.from_pretrained(name)
-            if config.model_type == "unit_vision_model":
-                raise CommandError(f"{name}: {ENCODER_ALONE}")
-        loaded = getattr(transformers, auto_model).from_pretrained(name, dtype=dtype).eval().to(device)
-        processor = getattr(transformers, auto_processor).from_pretrained(name)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        if (
+            auto_model != "AutoModel"
+            and transformers.AutoConfig.from_pretrained(name).model_type == "unit_vision_model"
+        ):
+            raise CommandError(f"{name}: {ENCODER_ALONE}")
+        require_safetensors(name)
+        loaded, report = getattr(transformers, auto_model).from_pretrained(
+            name, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+        _check_weights(loaded, report)
+        loaded = loaded.eval().to(device)
+        processor = auto_processor and getattr(transformers, auto_processor).from_pretrained(name)
+    except CommandError:
+        raise
+    except Exception as error:  # what a strange configuration makes transformers raise has no common type
         raise CommandError(f"{name}: cannot be loaded as a model for this command: {first_line(error)}") from error
     return loaded, processor, name
 
 
+def _check_weights(model: Any, report: dict[str, Any]) -> None:
+    """Raise `ValueError` where transformers would go on with random weights in place of those that lack or do not
+    fit."""
+    from modeling_unit.architectures_unit import ARCHITECTURES
+
+    wrong = sorted(report["mismatched_keys"])
+    if wrong:
+        key, found, expected = wrong[0]
+        raise ValueError(f"{key} has the shape {tuple(found)}, its configuration says {tuple(expected)}")
+    config = getattr(model.config, "vision_config", model.config)
+    unread = ARCHITECTURES[config.model_type].unread if config.model_type in ARCHITECTURES else ()
+    lacking = sorted(
+        key for key in report["missing_keys"] if not unread or not key.removeprefix("vision_model.").startswith(unread)
+    )
+    if lacking:
+        more = ", ..." if len(lacking) > 3 else ""
+        raise ValueError(f"the weights lack {len(lacking)} keys: {', '.join(lacking[:3])}{more}")
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    """The first line of an exception's message, with the second where it ends in a colon; its type where there is
+    none."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1]}"
+    return lines[0] if lines else type(error).__name__
 
 
 class Progress:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from .common import CommandError, Progress, load, quiet
 
@@ -43,13 +45,10 @@ def run(args: argparse.Namespace) -> int:
         check_packages()
     except MissingPackages as error:
         raise CommandError(str(error)) from error
-    model, processor, name = load(args.model, "cpu", "AutoModel", "AutoImageProcessor")
-    encoder = model if model.config.model_type in PREFIX_TOKENS else getattr(model, "vision_model", None)
-    if encoder is None or encoder.config.model_type not in PREFIX_TOKENS:
-        raise CommandError(
-            f"{name}: no encoder of an architecture known here ({model.config.model_type}); there are: unit, "
-            f"{', '.join(sorted(PREFIX_TOKENS))}"
-        )
+    _check_architecture(args.model)
+    model, _, name = load(args.model, "cpu", "AutoModel", None)
+    encoder = model if model.config.model_type in PREFIX_TOKENS else model.vision_model
+    processor = _image_processor(name, encoder.config)
     out = Path(args.out)
     print(f"tracing {name}: some ten seconds, more for a large encoder", file=sys.stderr, flush=True)
     try:
@@ -63,3 +62,31 @@ def run(args: argparse.Namespace) -> int:
     files = sorted(path.name for path in out.iterdir())
     print(f"{out}: {', '.join(files)}; largest difference from torch {max(one.largest for one in found):.1e}")
     return 0
+
+
+def _image_processor(name: str, config):
+    """The model's own image processor; what describes one where its class cannot be made (DINOv3's needs torchvision)
+    or none was saved."""
+    from transformers import AutoImageProcessor
+
+    from modeling_unit import UnitImageProcessor
+    from modeling_unit.vision_sources_unit import native_processor
+
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError, ImportError):
+        settings = native_processor(config, UnitImageProcessor.from_vision_pretrained(name))
+        return SimpleNamespace(**settings, to_json_string=lambda: json.dumps(settings))
+
+
+def _check_architecture(model: str) -> None:
+    """Before the weights are read: raise `CommandError` for a model without an encoder known here."""
+    from modeling_unit.architectures_unit import FULL_MODELS, known_architecture
+    from modeling_unit.vision_sources_unit import find_model_type
+
+    try:
+        kind = find_model_type(model)
+        if kind is not None and kind not in FULL_MODELS:
+            known_architecture(kind, model)
+    except ValueError as error:
+        raise CommandError(str(error)) from error

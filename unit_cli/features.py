@@ -42,7 +42,7 @@ def add_parser(subparsers) -> None:
         nargs="+",
         choices=PARTS,
         help="what to write of each layer: the class token, the mean of the patches, the grid of patches, the class "
-        "token's attention to each patch (default: class, spatial); needs --layers",
+        "token's attention to each patch (default: class where there is one, spatial); needs --layers",
     )
     parser.add_argument(
         "--pca",
@@ -129,7 +129,10 @@ def run(args: argparse.Namespace) -> int:
 
         sheet = draw(drawn, args.sizes)
         _write("--pca", args.pca, lambda path: sheet.save(path, format="PNG", optimize=True))
-        print(f"{args.pca}: {len(drawn)} picture{'s' if len(drawn) != 1 else ''} at {len(args.sizes)} sizes")
+        print(
+            f"{args.pca}: {len(drawn)} picture{'s' if len(drawn) != 1 else ''} at {len(args.sizes)} "
+            f"size{'s' if len(args.sizes) != 1 else ''}"
+        )
     return status
 
 
@@ -173,6 +176,8 @@ def _features(model, inputs, args: argparse.Namespace) -> Iterator[dict]:
                 "attention": None if one.attention is None else one.attention[0],
             }
             for part in parts:
+                if values[part] is None and args.parts is None:
+                    continue  # SigLIP has no class token; nobody asked for it
                 if values[part] is None:
                     raise CommandError(f"--parts {part}: layer {one.layer} of this encoder has none")
                 found[f"layer{one.layer}/{part}"] = values[part]
