@@ -256,6 +256,26 @@ def test_a_new_model_is_saved_as_its_adapters_base(recipes):
     same(of_base(recipes.root / "around-merged"), expected)
 
 
+def test_a_base_in_bfloat16_is_trained_in_float32(recipes, run, tmp_path):
+    """As exports are by default: small steps must not be rounded away, neither in adapters nor in what is merged."""
+    base = export_model(run[0], tmp_path / "base")
+    training = {"max_steps": 1, "learning_rate": 1e-3, "disable_tqdm": True, "save_strategy": "no", "use_cpu": True}
+    training |= {"lr_scheduler_type": "constant", "output_dir": str(tmp_path / "out")}
+    out = recipes.run("bfloat16", {"parts": BOTH}, start=str(base), teacher=str(base), training=training)
+    for file in (out / "model.safetensors", out / "adapter" / "adapter_model.safetensors"):
+        assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float32}
+    expected = outputs(of_base(out))
+    assert float((outputs(of_base(base))["logits"] - expected["logits"]).abs().max()) > 1e-4
+    wide = AutoModelForPreTraining.from_pretrained(base, dtype=torch.float32)
+    same(PeftModel.from_pretrained(wide, out / "adapter"), expected)
+    merge_adapter(out / "adapter", tmp_path / "merged", dtype=torch.float32)
+    same(of_base(tmp_path / "merged"), expected)
+    # as the base is by default: bfloat16's 8 bits on numbers of about 1, through a few layers
+    narrow = outputs(of_base(base, adapter=out / "adapter"))
+    for name, tensor in narrow.items():
+        torch.testing.assert_close(tensor.float(), expected[name], atol=0.1, rtol=0, msg=name)
+
+
 def test_a_run_without_adapters_leaves_none(recipes, run):
     training = {"max_steps": 1, "disable_tqdm": True, "save_strategy": "no", "output_dir": str(recipes.root / "full")}
     out = recipes.run("full", {"parts": []}, start=str(run[0]), teacher=str(run[0]), training=training)

@@ -341,7 +341,8 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         overrides = {}
         if not arguments.character_weight:
             overrides["num_character_classes"] = 0  # the auxiliary head is thrown away with its loss
-        model = AutoModelForPreTraining.from_pretrained(recipe.start, **overrides)
+        # an exported model is in bfloat16, in which small steps would be lost
+        model = AutoModelForPreTraining.from_pretrained(recipe.start, dtype=torch.float32, **overrides)
         processor = AutoProcessor.from_pretrained(recipe.start)
         base = base_of(recipe.start)
     else:
