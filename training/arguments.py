@@ -64,9 +64,13 @@ class LoraArguments:
 
     Args:
         parts: `"encoder"`, `"language_decoder"` or both. r, alpha, dropout: as in peft.
+        use_rslora: adapters are scaled by alpha / sqrt(r) in place of alpha / r. use_dora: weights are split into
+            length and direction, and adapters turn the direction. Both as in peft.
     """
 
     parts: list[str] = field(default_factory=list)
     r: int = 16
     alpha: int = 32
     dropout: float = 0.05
+    use_rslora: bool = False
+    use_dora: bool = False

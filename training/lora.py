@@ -15,8 +15,9 @@ TARGETS = {
     "language_decoder": r"language_model\..*\.(q_proj|k_proj|v_proj|o_proj|out_proj|fc1|fc2|gate_proj|up_proj"
     r"|down_proj)",
 }
-# Trained in full beside the adapters: they start from nothing
-FULL_PARTS = ["connector", "vision_decoder", "multi_modal_projector"]
+# Trained in full beside the adapters, and saved with them: they start from nothing. So does the auxiliary head [ours],
+# which is there only when its loss is
+FULL_PARTS = ["connector", "vision_decoder", "multi_modal_projector", "character_head"]
 
 
 def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
@@ -32,12 +33,16 @@ def add_lora(model: nn.Module, arguments: LoraArguments) -> nn.Module:
         raise ValueError(f"LoRA takes the parts {', '.join(TARGETS)}; unknown: {sorted(unknown)}.")
     from peft import LoraConfig, get_peft_model
 
+    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     pattern = "|".join(TARGETS[part] for part in arguments.parts)
     config = LoraConfig(
         r=arguments.r,
         lora_alpha=arguments.alpha,
         lora_dropout=arguments.dropout,
         target_modules=rf"(model\.)?({pattern})",  # LLaVA's parts lie inside its `model`
-        modules_to_save=FULL_PARTS,
+        # of those, what there is: peft asks an adapter for weights of all that it lists and the base has
+        modules_to_save=[name for name in FULL_PARTS if name in present],
+        use_rslora=arguments.use_rslora,
+        use_dora=arguments.use_dora,
     )
     return get_peft_model(model, config)

@@ -40,6 +40,7 @@ from modeling_unit import (
 from modeling_unit.architectures_unit import prefix_tokens
 from modeling_unit.vision_sources_unit import find_model_type, find_vision_source
 
+from .adapter import ADAPTER, BASE, base_of, is_adapted, save_adapter, save_base
 from .arguments import LoraArguments, UnitTrainingArguments
 from .collator import NUM_CHARACTER_CLASSES, GroupCollator
 from .data.mixture import GroupArguments, GroupPlan, MixtureDataset, SourceArguments
@@ -91,7 +92,8 @@ class Recipe:
         conversations, images: data of the stage `llava`: a file in LLaVA's format and the folder of its images, or a
             data set of our schema; see `training/llava_data.py`.
         training: settings of [`UnitTrainingArguments`].
-        lora: settings of [`LoraArguments`].
+        lora: settings of [`LoraArguments`]. The weights saved are merged ones; `adapter/` beside them is the adapter
+            alone, for peft, and `base/`, of a new model, what it belongs on (see `training/adapter.py`).
         threads: CPU threads; 0 leaves torch's choice.
     """
 
@@ -339,10 +341,13 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         overrides = {}
         if not arguments.character_weight:
             overrides["num_character_classes"] = 0  # the auxiliary head is thrown away with its loss
-        model = AutoModelForPreTraining.from_pretrained(recipe.start, **overrides)
+        # an exported model is in bfloat16, in which small steps would be lost
+        model = AutoModelForPreTraining.from_pretrained(recipe.start, dtype=torch.float32, **overrides)
         processor = AutoProcessor.from_pretrained(recipe.start)
+        base = base_of(recipe.start)
     else:
         model, processor = new_model(recipe)
+        base = None  # nowhere yet
     if arguments.alignment_weight:
         # its loss reads the attention weights, which only the eager implementation returns
         model.language_model.set_attn_implementation("eager")
@@ -400,8 +405,10 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
     )
 
     def finish(out: Path) -> None:
-        merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-        merged.language_model.set_attn_implementation("sdpa")
+        model.language_model.set_attn_implementation("sdpa")
+        if is_adapted(model) and arguments.should_save:
+            save_adapter(model, out / ADAPTER, *(base or base_of(save_base(model, processor, out / BASE))))
+        merged = model.merge_and_unload() if is_adapted(model) else model
         merged.save_pretrained(out)
         processor.save_pretrained(out)
 
@@ -414,6 +421,7 @@ def _llava_run(recipe: Recipe, arguments: UnitTrainingArguments):
             raise ValueError(f"The stage llava needs `{key}`.")
     model = LlavaForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32, use_safetensors=True)
     processor = LlavaProcessor.from_pretrained(recipe.start)
+    base = base_of(recipe.start)
     longest = getattr(model.config.text_config, "max_position_embeddings", None)
     data = Conversations(recipe.conversations, recipe.images)
     model = add_lora(model, LoraArguments(**recipe.lora))
@@ -423,7 +431,9 @@ def _llava_run(recipe: Recipe, arguments: UnitTrainingArguments):
     )
 
     def finish(out: Path) -> None:
-        merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+        if is_adapted(model) and arguments.should_save:
+            save_adapter(model, out / ADAPTER, *base)
+        merged = model.merge_and_unload() if is_adapted(model) else model
         merged.save_pretrained(out)
         processor.save_pretrained(out)
 
