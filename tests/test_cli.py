@@ -79,7 +79,7 @@ def test_every_command_is_there(capsys):
         main(["--help"])
     assert done.value.code == 0
     shown = capsys.readouterr().out
-    names = ("read", "describe", "features", "convert", "export", "train", "data", "evaluate")
+    names = ("read", "describe", "features", "convert", "export", "llava", "train", "merge", "data", "evaluate")
     assert all(f"\n    {name} " in shown for name in names)
 
 
