@@ -27,8 +27,8 @@ PROCESSOR_AUTO_MAP = {"AutoProcessor": "processing_unit.UnitProcessor"} | IMAGE_
 
 
 class CodeUploaded:
-    """Mixin before transformers' classes: with `push_to_hub=True` their `save_pretrained` uploads what it wrote itself,
-    before the code would lie beside it; this lays the code there first, so that it goes up in the same commit.
+    """Mixin before transformers' classes, whose `save_pretrained` with `push_to_hub=True` uploads what it wrote itself
+    before the code would lie beside it: this lays the code there first, so that it goes up in the same commit.
     """
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):

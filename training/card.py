@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,18 +110,14 @@ def recipe_table(recipe: dict[str, Any]) -> str:
     settings |= {key: (recipe.get("training") or {}).get(key) for key in shown}
     settings["lora"] = ", ".join((recipe.get("lora") or {}).get("parts") or []) or None
     settings["minutes"] = round(recipe["seconds"] / 60, 1) if recipe.get("seconds") else None
-    return markdown_table(
-        ["setting", "value"], [[key, value] for key, value in settings.items() if value is not None]
-    )
+    return markdown_table(["setting", "value"], [[key, value] for key, value in settings.items() if value is not None])
 
 
 def results_tables(results: dict[str, Any]) -> str:
     """The tables of `unit evaluate`, one heading lower than in its own report."""
     from training.evaluation.report import tables
 
-    return f"{results['machine']}. Brackets hold 95% bootstrap intervals.\n\n" + tables(results).replace(
-        "## ", "### "
-    )
+    return f"{results['machine']}. Brackets hold 95% bootstrap intervals.\n\n" + tables(results).replace("## ", "### ")
 
 
 def make_card(folder: Path, repo_id: str, facts: dict[str, Any]):
@@ -152,8 +149,8 @@ def make_card(folder: Path, repo_id: str, facts: dict[str, Any]):
     size = facts["patch_size"]
     what = "with the language decoder that reads with it" if full else "alone"
     summary = (
-        f"A vision encoder that recognises pictures and reads text, {what}: trained by the method of UNIT (Zhu et al., "
-        "NeurIPS 2024, [arXiv 2409.04095](https://arxiv.org/abs/2409.04095))."
+        f"A vision encoder that recognises pictures and reads text, {what}: trained by the method of UNIT (Zhu et "
+        "al., NeurIPS 2024, [arXiv 2409.04095](https://arxiv.org/abs/2409.04095))."
     )
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
@@ -178,7 +175,7 @@ def make_card(folder: Path, repo_id: str, facts: dict[str, Any]):
             "limits": LIMITS,
         }
     )
-    return ModelCard(content)
+    return ModelCard(re.sub(r"\n{3,}", "\n\n", content))  # what the template leaves where a section is empty
 
 
 def _data_table(rows: list[dict[str, Any]]) -> str:

@@ -1,5 +1,5 @@
-"""What a model gives for one small picture, measured twice: in memory, and in a process of its own that is a stranger's
-machine, where only the exported folder and transformers are there.
+"""What a model gives for one small picture, measured twice: in memory, and in a process of its own that is a
+stranger's machine, where only the exported folder and transformers are there.
 
     python -I clean_process.py JOB.json     # run by `training/publish.py`
 

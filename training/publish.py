@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,13 @@ EVALUATION = ("results.json", "report.md", "report.png")
 # Files that an earlier push of ours may have left and that this one replaces as a whole
 OWN_FILES = re.compile(r"^([^/]*_unit\.py|[^/]*\.safetensors|[^/]*\.safetensors\.index\.json|evaluation/.*)$")
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")  # what the Hub's tokens look like
+NO_TOKEN = "no token: log in with `hf auth login`, or set HF_TOKEN to one with the right to write"
+REASONS = {  # what the Hub's statuses mean here
+    401: "the Hub does not know the token: log in again with `hf auth login`",
+    403: "the token has no right to write to {repo_id}",
+    409: "{repo_id}: the name is taken, or changing at this moment",
+    412: "{repo_id}: the branch moved while this push was under way; run it again",
+}
 HUB_SETTINGS = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
 
 
@@ -183,7 +190,7 @@ def export(
     evaluation: str | Path | None = None,
     license: str = "apache-2.0",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write all but the card into `folder`: weights, configuration, code, processor, tokenizer, what lies beside a run.
+    """Write all but the card into `folder`: weights, configuration, code, processor, tokenizer, the run's papers.
 
     Returns:
         facts: what the card says of the model, see `card.make_card`. expected: what the model gives in memory,
@@ -315,10 +322,8 @@ def _copy_papers(source: Path, folder: Path, evaluation: str | Path | None) -> N
 
 
 def _draw_picture(encoder: Any, image_processor: UnitImageProcessor, path: Path) -> None:
-    try:
+    with suppress(ImportError):  # the samples are not installed: a card without a picture
         cards.draw_picture(encoder, image_processor, path)
-    except ImportError:
-        pass  # the samples are not installed: a card without a picture
 
 
 def _forget_paths(path: Path) -> None:
@@ -407,7 +412,8 @@ def check_export(folder: Path, facts: dict[str, Any], expected: dict[str, Any], 
     job |= {"kind": facts["kind"], "remote": facts["remote"], "clip": bool(facts["clip"])}
     job["threads"] = torch.get_num_threads()
     (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    environment = {key: value for key, value in os.environ.items() if "TOKEN" not in key or key.startswith("TOKENIZERS")}
+    tokens = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
+    environment = {key: value for key, value in os.environ.items() if key not in tokens}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "home"), "HF_MODULES_CACHE": str(work / "modules")}
     environment.pop("HF_HUB_CACHE", None)
     process = subprocess.run(
@@ -492,7 +498,7 @@ def check_access(api: Any, repo_id: str, private: bool = False, create_pr: bool 
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if _token(api) is None:
-        raise PublishError("no token: log in with `hf auth login`, or set HF_TOKEN to one with the right to write")
+        raise PublishError(NO_TOKEN)
     who = api.whoami()
     role = (who.get("auth") or {}).get("accessToken") or {}
     if role.get("role") == "read":
@@ -501,17 +507,30 @@ def check_access(api: Any, repo_id: str, private: bool = False, create_pr: bool 
         info = api.model_info(repo_id)
     except RepositoryNotFoundError:
         if create_pr:
-            raise PublishError(f"{repo_id}: does not exist yet, so there is nothing to open a pull request on") from None
+            raise PublishError(
+                f"{repo_id}: does not exist yet, so there is nothing to open a pull request on"
+            ) from None
+        owner, owners = repo_id.split("/")[0], [who.get("name"), *(each.get("name") for each in who.get("orgs") or [])]
+        if owner not in owners:
+            raise PublishError(f"the token has no right to make {repo_id}: it may in {', '.join(owners)}") from None
         return
+    if not create_pr:
+        api.auth_check(repo_id, write=True)
     if private and not info.private:
         raise PublishError(f"{repo_id}: exists and is public; --private is for a new repository")
 
 
 def upload(
-    folder: Path, repo_id: str, api: Any, *, private: bool = False, create_pr: bool = False, revision: str | None = None
+    folder: Path,
+    repo_id: str,
+    api: Any,
+    *,
+    private: bool = False,
+    create_pr: bool = False,
+    revision: str | None = None,
 ) -> Published:
-    """Bring a repository to what a folder holds in one commit: what differs is added, what an earlier push of ours left
-    is deleted, everything else in it stays. The commit is refused if the branch moved meanwhile.
+    """Bring a repository to what a folder holds in one commit: what differs is added, what an earlier push of ours
+    left is deleted, everything else in it stays. The commit is refused if the branch moved meanwhile.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -579,39 +598,47 @@ def refuse_secrets(folder: Path, token: str | None) -> None:
 @contextmanager
 def explained(repo_id: str, api: Any) -> Iterator[None]:
     """The Hub's errors as one line that says what to do; never the token."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-
-    reasons = {
-        401: "the Hub does not know the token: log in again with `hf auth login`",
-        403: f"the token has no right to write to {repo_id}",
-        409: f"{repo_id}: the name is taken, or changing at this moment",
-        412: f"{repo_id}: the branch moved while this push was under way; run it again",
-    }
     try:
         yield
     except PublishError:
         raise
-    except LocalTokenNotFoundError as error:
-        raise PublishError("no token: log in with `hf auth login`, or set HF_TOKEN") from error
-    except OfflineModeIsEnabled as error:
-        raise PublishError("HF_HUB_OFFLINE is set: a push needs the Hub (--dry-run does without)") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        said = _masked(error.server_message or _first_line(error), api)
-        reason = reasons.get(status, f"the Hub refused ({status})")
-        raise PublishError(f"{reason}{f' [{said}]' if said else ''}") from None
-    except (HTTPError, ConnectionError, TimeoutError) as error:
-        raise PublishError(
-            f"no connection to {api.endpoint}: {_masked(_first_line(error), api)}; nothing was published, run it again"
-        ) from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise PublishError(f"{repo_id}: {_masked(_first_line(error), api)}") from None
+    except (OSError, ValueError, RuntimeError, _http_error()) as error:
+        raise PublishError(_masked(_reason(error, repo_id, api), api)) from None
+
+
+def _http_error() -> type[Exception]:
+    """The base of what goes wrong on the way to the Hub, whichever HTTP library huggingface_hub has."""
+    from huggingface_hub.errors import HTTPError
+
+    return HTTPError
+
+
+def _reason(error: BaseException, repo_id: str, api: Any) -> str:
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    chain = [error]  # an upload that failed names its file; why it failed is the cause
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for each in chain:
+        if isinstance(each, LocalTokenNotFoundError):
+            return NO_TOKEN
+        if isinstance(each, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set: a push needs the Hub (--dry-run does without)"
+        if isinstance(each, HfHubHTTPError):
+            status, said = each.response.status_code, each.server_message or _first_line(each)
+            reason = REASONS.get(status, "the Hub refused ({status})").format(repo_id=repo_id, status=status)
+            return f"{reason}{f' [{said}]' if said else ''}"
+        if isinstance(each, (_http_error(), ConnectionError, TimeoutError)):
+            broken = f"no connection to {api.endpoint}: {_first_line(each)}"
+            return f"{broken}; the branch holds no half of this push, run it again"
+    return f"{repo_id}: {_first_line(error)}"
 
 
 def _masked(text: str, api: Any) -> str:
     token = _token(api)
     text = text.replace(token, "***") if token else text
-    return re.sub(r"\bhf_[A-Za-z0-9]{6,}", "***", text)
+    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)  # what is signed lets anybody in for a while
+    return " ".join(re.sub(r"\bhf_[A-Za-z0-9]{6,}", "***", text).split())
 
 
 def _first_line(error: BaseException) -> str:
@@ -647,7 +674,6 @@ def take_hub_settings(training: dict[str, Any]) -> tuple[dict[str, Any], dict[st
     return rest, hub
 
 
-
 def check_destination(hub: dict[str, Any], api: Any = None) -> None:
     """Before a run that is to be pushed at its end: what [`check_access`] asks.
 
@@ -675,6 +701,8 @@ def push_run(folder: Path, hub: dict[str, Any]) -> Published:
             say=lambda line: print(line, flush=True),
         )
     except PublishError as error:
-        raise PublishError(f"The model is in {folder}, but was not pushed: {error}; unit push {folder} {repo_id}") from error
+        raise PublishError(
+            f"The model is in {folder}, but was not pushed: {error}; to try again: unit push {folder} {repo_id}"
+        ) from error
     print(f"Pushed to {repo_id}: {done.url or 'it held all of this already'}", flush=True)
     return done

@@ -283,7 +283,7 @@ def main(path: str | Path, overrides: list[str] | None = None) -> Path:
     settings["use_cpu"] = not torch.accelerator.is_available()  # bf16 on a CPU must be asked for
     training, hub = take_hub_settings(recipe.training)
     if hub.get("push_to_hub") and recipe.stage == "llava":
-        raise ValueError("training.push_to_hub: a LLaVA model is not pushed from here; its folder is what `push_to_hub` of transformers takes.")
+        raise ValueError("training.push_to_hub: a LLaVA model is not published by this package; push its folder.")
     arguments = UnitTrainingArguments(**(settings | training))
     if arguments.max_steps <= 0:
         raise ValueError("A recipe needs training.max_steps: the mixture has no end of its own.")
