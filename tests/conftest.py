@@ -61,3 +61,12 @@ def no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A Hub of the test's own on loopback (hub_server.py); `hub.python(...)` and `hub.run(...)` are its clients."""
+    from hub_server import HubServer
+
+    with HubServer(tmp_path / "hub") as server:
+        yield server
