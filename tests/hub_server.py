@@ -362,11 +362,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def cut(self) -> None:
         self.close_connection = True
-        with contextlib.suppress(OSError):
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
         if self.fault is not None and self.fault.kill:
-            self.hub.kill()
+            self.hub.kill()  # before the client hears of it: whoever sees the cut finds no server
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def body(self) -> Iterator[bytes]:
         """The request's body, block by block, with a length or chunked."""

@@ -3,35 +3,76 @@
 Expectations come from the protocol (git's blob id, SHA-256, RFC 9110 ranges) and from the bytes that went in.
 """
 
+import functools
 import hashlib
 import json
 import os
+import pathlib
+import signal
 import subprocess
+import sys
+import tempfile
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import hub_server
 import pytest
-from hub_server import HubServer, front_matter, is_text
+from hub_server import ALICE, HubServer, front_matter, is_text
+from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub.hf_api import RepoFile
+
+# the client itself uploads by httpx2's older argument
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 CARD = "---\nlicense: apache-2.0\npipeline_tag: image-feature-extraction\ntags: [unit]\n---\n# A model\n"
-START = """
-import hashlib, json, os, pathlib, sys
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token, hf_hub_download, snapshot_download
-from huggingface_hub.hf_api import RepoFile
-api = HfApi()
+PUSH = """
+api.create_repo("alice/model", exist_ok=True)
+info = api.upload_folder(repo_id="alice/model", folder_path=argv[0], commit_message="Publish")
+answer = info.oid
+"""
+IN_A_PROCESS = """
+import json, sys
+from huggingface_hub import HfApi, snapshot_download
+api, argv = HfApi(), sys.argv[1:]
+"""
+
+
 def attempt(function, *given, **named):
-    "Class, status and words of what a call raises."
+    """Class, status and words of what a call raises."""
     try:
         return ["returned", 0, str(function(*given, **named))]
     except Exception as error:
         return [type(error).__name__, getattr(getattr(error, "response", None), "status_code", 0), str(error)]
-"""
 
 
-def ask(hub, code, *arguments, **options):
-    """Runs a client that puts its findings into `answer`, and gives them."""
-    result = hub.python(START + code + "\nprint(json.dumps(answer))", *arguments, **options)
+def ask(hub, code, *argv, token=ALICE, home=None):
+    """What a client leaves in `answer`: with a cache of its own, `home` or a fresh one, that is thrown away.
+
+    It runs in this process, through the arguments that the client has for endpoint, token and cache.
+    """
+    with tempfile.TemporaryDirectory() as fresh:
+        api = HfApi(endpoint=hub.endpoint, token=token)
+        there = {"cache_dir": home or fresh}
+        scope = {
+            "api": api,
+            "argv": [str(one) for one in argv],
+            "attempt": attempt,
+            "CommitOperationAdd": CommitOperationAdd,
+            "RepoFile": RepoFile,
+            "hashlib": hashlib,
+            "pathlib": pathlib,
+            "hf_hub_download": functools.partial(api.hf_hub_download, **there),
+            "snapshot_download": functools.partial(api.snapshot_download, **there),
+        }
+        exec(compile(code, "the client's code", "exec"), scope)
+        return scope["answer"]
+
+
+def process(hub, code, *argv, **options):
+    """The same in a clean process, which finds the server by its environment alone."""
+    result = hub.python(f"{IN_A_PROCESS}{code}\nprint(json.dumps(answer))", *argv, **options)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -55,9 +96,14 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def hub(hub):
-    """Parts of 64 kB, so that the weights take four."""
+def hub(hub, monkeypatch):
+    """Parts of 64 kB, so that the weights take four; and the settings that `HubServer.environment` gives a process."""
     hub.part_size = 64_000
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.utils._detect_agent._registry", {})  # or it asks huggingface.co
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.02)))
     return hub
 
 
@@ -66,16 +112,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
-PUSH = """
-api.create_repo("alice/model", exist_ok=True)
-info = api.upload_folder(repo_id="alice/model", folder_path=sys.argv[1], commit_message="Publish")
-answer = info.oid
-"""
-
-
 def test_a_folder_goes_up_in_one_commit_and_comes_back_whole(hub, folder, tmp_path):
     first = len(hub.requests)
-    sha = ask(hub, PUSH, folder)
+    sha = process(hub, PUSH, folder)
     assert hub.head("alice/model") == sha
     assert hub.calls(first)["POST", "/api/{kind}/{repo}/commit/{rev}"] == 1
     assert hub.calls(first)["PUT", "/_storage/parts/{kind}/{repo}/{oid}/{number}"] == 4
@@ -83,10 +122,10 @@ def test_a_folder_goes_up_in_one_commit_and_comes_back_whole(hub, folder, tmp_pa
     assert {path: data for path, data in hub.files("alice/model").items() if path != ".gitattributes"} == contents(
         folder
     )
-    found = ask(
+    found = process(
         hub,
         """
-at = snapshot_download("alice/model", local_dir=sys.argv[1])
+at = snapshot_download("alice/model", local_dir=argv[0])
 info = api.model_info("alice/model", files_metadata=True)
 files = {f.rfilename: [f.size, f.blob_id, f.lfs.sha256 if f.lfs else None] for f in info.siblings}
 commits = [[c.commit_id, c.title, c.authors] for c in api.list_repo_commits("alice/model")]
@@ -140,7 +179,7 @@ def test_a_second_download_transfers_no_file(hub, folder, tmp_path):
     ask(hub, PUSH, folder)
     code = """
 paths = [hf_hub_download("alice/model", name) for name in ("config.json", "model.safetensors")]
-answer = [os.path.basename(os.path.realpath(path)) for path in paths]
+answer = [pathlib.Path(path).resolve().name for path in paths]
 """
     blobs = ask(hub, code, home=tmp_path / "home")
     weights = (folder / "model.safetensors").read_bytes()
@@ -203,7 +242,7 @@ def test_deleting_files_and_folders(hub, folder):
 api.delete_file("config.json", "alice/model")
 api.delete_folder("figures", "alice/model")
 only = {"allow_patterns": "README.md", "delete_patterns": "*.safetensors"}
-api.upload_folder(repo_id="alice/model", folder_path=sys.argv[1], **only)
+api.upload_folder(repo_id="alice/model", folder_path=argv[0], **only)
 answer = [api.list_repo_files("alice/model"), attempt(api.delete_file, "nothing.txt", "alice/model")]
 """,
         folder,
@@ -242,7 +281,7 @@ def test_a_pull_request_leaves_main_alone_until_it_is_merged(hub, folder):
     before = hub.head("alice/model")
     (folder / "model.safetensors").write_bytes(noise(150_000, 2))
     proposal = """
-info = api.upload_folder(repo_id="alice/model", folder_path=sys.argv[1], create_pr=True, commit_message="Better")
+info = api.upload_folder(repo_id="alice/model", folder_path=argv[0], create_pr=True, commit_message="Better")
 answer = [info.pr_num, info.pr_revision, info.oid]
 """
     assert ask(hub, proposal, folder, token=hub.other_token)[:2] == [1, "refs/pr/1"]  # Bob may propose, not push
@@ -256,7 +295,7 @@ pulls = api.get_repo_discussions("alice/model", discussion_type="pull_request")
 pulls = [[d.num, d.title, d.author, d.status] for d in pulls]
 details = api.get_discussion_details("alice/model", 1)
 api.merge_pull_request("alice/model", 1)
-answer = [os.path.getsize(path), pulls, details.target_branch, [e.summary for e in details.events],
+answer = [pathlib.Path(path).stat().st_size, pulls, details.target_branch, [e.summary for e in details.events],
           api.get_discussion_details("alice/model", 1).status,
           [ref.ref for ref in api.list_repo_refs("alice/model", include_pull_requests=True).pull_requests]]
 """,
@@ -278,7 +317,7 @@ def test_who_may_do_what(hub, folder):
     before = hub.head("alice/model")
     code = """
 def push():
-    return api.upload_folder(repo_id="alice/model", folder_path=sys.argv[1])
+    return api.upload_folder(repo_id="alice/model", folder_path=argv[0])
 answer = [attempt(api.whoami), attempt(api.create_repo, "alice/model"), attempt(api.create_repo, "alice/new"),
           attempt(push), attempt(api.auth_check, "alice/model", write=True)]
 """
@@ -345,7 +384,7 @@ def test_a_space_with_variables_and_secrets(hub, tmp_path):
         """
 first = [{"key": "A", "value": "1"}]
 url = api.create_repo("alice/demo", repo_type="space", space_sdk="gradio", space_variables=first)
-api.upload_file(path_or_fileobj=sys.argv[1], path_in_repo="app.py", repo_id="alice/demo", repo_type="space")
+api.upload_file(path_or_fileobj=argv[0], path_in_repo="app.py", repo_id="alice/demo", repo_type="space")
 api.add_space_variable("alice/demo", "UNIT_MODEL_ID", "alice/model")
 api.delete_space_variable("alice/demo", "A")
 api.add_space_secret("alice/demo", "KEY", "hidden")
@@ -378,7 +417,7 @@ def test_a_card_that_the_hub_would_refuse_stops_the_push(hub, folder):
     (folder / "README.md").write_text("---\nlicense: [\n---\n")
     code = """
 api.create_repo("alice/model")
-answer = attempt(api.upload_folder, repo_id="alice/model", folder_path=sys.argv[1])
+answer = attempt(api.upload_folder, repo_id="alice/model", folder_path=argv[0])
 """
     found = ask(hub, code, folder)
     assert found[0] == "ValueError"
@@ -393,7 +432,7 @@ def test_an_upload_that_is_cut_leaves_the_branch_and_a_rerun_completes(hub, fold
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(noise(200_000, 3))
     fault = hub.fail(method="PUT", route="/_storage/parts/", skip=2, times=1 if kill else 6, cut_after=1000, kill=kill)
-    result = hub.python(START + PUSH, folder)
+    result = hub.python(IN_A_PROCESS + PUSH, folder)
     assert fault.hits == (1 if kill else 6)  # the client tries a part six times
     assert result.returncode != 0
     assert "model.safetensors" in result.stderr
@@ -417,14 +456,39 @@ def test_a_server_killed_at_any_step_shows_the_last_whole_commit(hub, folder, wh
     (folder / "model.safetensors").write_bytes(noise(100_000, 4))
     (folder / "figures" / "plot.png").write_bytes(noise(300, 5))
     hub.fail(route=where, cut_after=20, kill=True)
-    assert hub.python(START + PUSH, folder).returncode != 0
+    assert attempt(ask, hub, PUSH, folder)[0] != "returned"
     again = HubServer(hub.root, hub.port, part_size=hub.part_size)  # as a new process would find it
     with again:
         assert again.head("alice/model") == before
-        assert ask(again, "answer = HfApi().model_info('alice/model').sha") == before
+        assert ask(again, "answer = api.model_info('alice/model').sha") == before
         assert ask(again, PUSH, folder) == again.head("alice/model") != before
         assert again.files("alice/model")["figures/plot.png"] == noise(300, 5)
     assert not again.errors
+
+
+def test_by_itself_killed_and_started_again(hub, folder, tmp_path):
+    """As a process of its own, for clients that must not share one with it."""
+    command = [sys.executable, Path(hub_server.__file__), tmp_path / "own"]
+
+    def start(*more):
+        server = subprocess.Popen([*command, *more], stdout=subprocess.PIPE, text=True)
+        settings = dict(server.stdout.readline().strip().split("=", 1) for _ in range(3))
+        assert settings["HF_HUB_DISABLE_XET"] == "1"
+        return server, HfApi(endpoint=settings["HF_ENDPOINT"], token=settings["HF_TOKEN"])
+
+    server, api = start()
+    try:
+        api.create_repo("alice/model")
+        sha = api.upload_folder(repo_id="alice/model", folder_path=folder).oid
+        server.kill()
+        server.communicate()
+        server, api = start("--port", api.endpoint.rpartition(":")[2])
+        assert api.model_info("alice/model").sha == sha
+        server.send_signal(signal.SIGINT)
+        assert "| `GET` | `/api/{kind}/{repo}` | 1 |" in server.communicate(timeout=20)[0]
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def test_one_failing_answer_is_tried_again_by_the_client(hub, folder):
@@ -439,7 +503,7 @@ def test_one_failing_answer_is_tried_again_by_the_client(hub, folder):
 
 def test_a_commit_whose_answer_is_lost_has_happened(hub, folder):
     hub.fail(route="/commit/", drop_answer=True)
-    assert hub.python(START + PUSH, folder).returncode != 0
+    assert attempt(ask, hub, PUSH, folder)[0] != "returned"
     assert hub.files("alice/model")["model.safetensors"] == noise(200_000, 1)
     first = len(hub.requests)
     assert ask(hub, PUSH, folder) == hub.head("alice/model")
@@ -447,6 +511,7 @@ def test_a_commit_whose_answer_is_lost_has_happened(hub, folder):
 
 
 def test_a_download_that_is_cut_goes_on_where_it_stopped(hub):
+    hub.part_size = 1 << 24
     ask(
         hub,
         """
@@ -458,7 +523,7 @@ answer = api.upload_file(path_or_fileobj=data, path_in_repo="model.safetensors",
     hub.fail(method="GET", route="/_storage/objects/", cut_after=12_000_000)
     code = """
 path = hf_hub_download("alice/model", "model.safetensors")
-answer = hashlib.sha256(open(path, "rb").read()).hexdigest()
+answer = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
 """
     assert ask(hub, code) == hashlib.sha256(bytes(range(256)) * 50_000).hexdigest()
     cut, rest = [one for one in hub.requests if one.method == "GET" and one.route.startswith("/_storage/")]
@@ -541,7 +606,7 @@ def test_a_leaked_token_is_found(hub):
         hub,
         """
 api.create_repo("alice/model")
-text = f"x {get_token()} y".encode()
+text = f"x {api.token} y".encode()
 answer = api.upload_file(path_or_fileobj=text, path_in_repo="log.txt", repo_id="alice/model").oid
 """,
     )
@@ -560,9 +625,11 @@ def test_the_client_gets_nothing_of_the_outer_environment(hub, monkeypatch, tmp_
     monkeypatch.setenv("HF_TOKEN", "outer")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "outer"))
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    found = ask(
-        hub, "answer = [get_token(), constants.ENDPOINT, constants.HF_HUB_OFFLINE, constants.HF_HUB_CACHE]", token=None
-    )
+    code = """
+from huggingface_hub import constants, get_token
+answer = [get_token(), constants.ENDPOINT, constants.HF_HUB_OFFLINE, constants.HF_HUB_CACHE]
+"""
+    found = process(hub, code, token=None)
     assert found[:3] == [None, hub.endpoint, False]
     assert not found[3].startswith(os.environ["HF_HOME"])
     assert not found[3].startswith(str(tmp_path / "outer"))
