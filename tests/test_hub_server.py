@@ -19,9 +19,14 @@ from pathlib import Path
 
 import hub_server
 import pytest
+import torch
 from hub_server import ALICE, HubServer, front_matter, is_text
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.hf_api import RepoFile
+from safetensors.torch import load_file
+from tiny import image_processor, unit_model, vision_config
+
+from training.export import save_encoder
 
 # the client itself uploads by httpx2's older argument
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -582,23 +587,68 @@ def test_storage_wants_its_signature_and_the_right_bytes(hub):
     assert not list((hub.root / "models/alice/model/lfs").iterdir())
 
 
+def refusal(hub, line):
+    """Status of a commit of one operation that no client would send."""
+    header = {"key": "header", "value": {"summary": "trick"}}
+    request = urllib.request.Request(
+        f"{hub.endpoint}/api/models/alice/model/commit/main",
+        data="\n".join(json.dumps(one) for one in (header, line)).encode(),
+        headers={"Authorization": f"Bearer {hub.token}", "Content-Type": "application/x-ndjson"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        opener.open(request, timeout=10)
+    caught.value.close()
+    return caught.value.code
+
+
 def test_paths_that_leave_the_repository_are_refused(hub):
     hub.create("models", "alice/model", {}, "alice")
     before = hub.head("alice/model")
-    header = {"key": "header", "value": {"summary": "trick"}}
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for path in ("../x", "a/../../x", "/x", "a//b", ".git/config", "", "a\\..\\b"):
-        line = {"key": "file", "value": {"path": path, "content": "", "encoding": "utf-8"}}
-        request = urllib.request.Request(
-            f"{hub.endpoint}/api/models/alice/model/commit/main",
-            data="\n".join(json.dumps(one) for one in (header, line)).encode(),
-            headers={"Authorization": f"Bearer {hub.token}", "Content-Type": "application/x-ndjson"},
-        )
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            opener.open(request, timeout=10)
-        caught.value.close()
-        assert caught.value.code == 400
+        value = {"path": path, "content": "", "encoding": "utf-8"}
+        assert refusal(hub, {"key": "file", "value": value}) == 400
     assert hub.head("alice/model") == before
+
+
+def test_a_commit_of_a_large_file_that_never_came_is_refused(hub):
+    hub.create("models", "alice/model", {}, "alice")
+    before = hub.head("alice/model")
+    value = {"path": "model.safetensors", "algo": "sha256", "oid": "0" * 64, "size": 3}
+    assert refusal(hub, {"key": "lfsFile", "value": value}) == 400
+    assert hub.head("alice/model") == before
+
+
+def test_a_pushed_model_loads_by_its_revision_into_a_fresh_cache(hub, tmp_path):
+    """The whole way: our export, the client, this server, and transformers in a process without our packages."""
+    shas = []
+    for name in ("first", "second"):  # a later push must not show through the revision
+        model = unit_model(vision=vision_config())
+        save_encoder(model, image_processor(), tmp_path / name)
+        shas.append(ask(hub, PUSH, tmp_path / name))
+    code = """
+import sys, torch
+from safetensors.torch import save_file
+from transformers import AutoImageProcessor, AutoModel
+found = {}
+for sha in sys.argv[2:]:
+    model, report = AutoModel.from_pretrained(
+        "alice/model", revision=sha, code_revision=sha, trust_remote_code=True, output_loading_info=True)
+    assert not report["missing_keys"], report
+    AutoImageProcessor.from_pretrained("alice/model", revision=sha, code_revision=sha, trust_remote_code=True)
+    found |= {f"{sha}/{key}": value for key, value in model.state_dict().items()}
+assert "modeling_unit" not in sys.modules
+save_file(found, sys.argv[1])
+"""
+    out = tmp_path / "found.safetensors"
+    result = hub.run([sys.executable, "-I", "-c", code, out, *shas], token=None, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = load_file(out)
+    for sha, name in zip(shas, ("first", "second"), strict=True):
+        expected = load_file(tmp_path / name / "model.safetensors")
+        for key, value in expected.items():
+            torch.testing.assert_close(found[f"{sha}/{key}"], value, rtol=0, atol=0)
+    assert not hub.uncovered
 
 
 def test_a_leaked_token_is_found(hub):
