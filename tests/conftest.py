@@ -70,3 +70,4 @@ def hub(tmp_path):
 
     with HubServer(tmp_path / "hub") as server:
         yield server
+    assert not server.errors, "\n".join(server.errors)

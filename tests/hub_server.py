@@ -36,6 +36,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -310,7 +311,7 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.query = parse_qs(url.query, keep_blank_values=True)
         self.seen = Request(self.command, "", self.path, list(self.headers.items()))
-        self.body_read = self.answered = False
+        self.body_read = False
         self.fault: Fault | None = None
         with self.hub.lock:
             self.hub.requests.append(self.seen)
@@ -332,8 +333,12 @@ class Handler(BaseHTTPRequestHandler):
             self.drain()
         except CutError:
             self.cut()
-        except ConnectionError:
-            self.close_connection = True
+        except OSError:
+            self.close_connection = True  # the client is gone
+        except Exception:
+            with self.hub.lock:
+                self.hub.errors.append(f"{self.command} {self.path}\n{traceback.format_exc()}")
+            self.cut()
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = answer
 
@@ -357,11 +362,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def cut(self) -> None:
         self.close_connection = True
-        with contextlib.suppress(OSError):
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
         if self.fault is not None and self.fault.kill:
-            self.hub.kill()
+            self.hub.kill()  # before the client hears of it: whoever sees the cut finds no server
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def body(self) -> Iterator[bytes]:
         """The request's body, block by block, with a length or chunked."""
@@ -421,7 +425,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, status: int, data: bytes = b"", headers: dict | None = None, kind="application/json") -> None:
         """One whole answer. The body of the request has been read by then, or is drained after it."""
-        self.answered = True
         if self.fault is not None and self.fault.drop_answer:
             raise CutError
         self.send_head(status, len(data), headers or {}, kind)
@@ -437,8 +440,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send_bytes(self, data: bytes) -> None:
+        cutting = not self.seen.received  # a request with a body is cut in its body
         while data:
-            allowed = self.left(self.seen.sent, len(data))
+            allowed = self.left(self.seen.sent, len(data)) if cutting else len(data)
             self.wfile.write(data[:allowed])
             self.seen.sent += allowed
             data = data[allowed:]
@@ -579,6 +583,11 @@ class Handler(BaseHTTPRequestHandler):
                 "auth": {"type": "access_token", "accessToken": {"displayName": "test", "role": role}},
             }
         )
+
+    @route("GET", "/api/agent-harnesses")
+    def harnesses(self) -> None:
+        """The client asks once in each cache, before its first call; nothing is known here."""
+        self.send_json({"standardEnvVars": [], "harnesses": {}})
 
     def named(self, body: dict) -> tuple[str, str]:
         """Kind and full name out of the body of a create or delete; the caller must own the namespace."""
@@ -1303,15 +1312,19 @@ class HubServer:
         part_size: bytes; larger LFS files are uploaded in parts of this size.
         page_size: entries in a page of a listing.
         tokens: token to (user, `read` or `write`).
+
+    What it notes: `requests`, every request in the order in which they came; `uncovered`, the calls that it does not
+    know; `errors`, its own failures (there must be none).
     """
 
     root: Path
     port: int = 0
     part_size: int = 5 << 20
     page_size: int = 1000
-    tokens: dict[str, tuple[str, str]] = field(default_factory=lambda: dict(TOKENS))
-    requests: list[Request] = field(default_factory=list)
-    uncovered: list[str] = field(default_factory=list)
+    tokens: dict[str, tuple[str, str]] = field(default_factory=lambda: dict(TOKENS), repr=False)
+    requests: list[Request] = field(default_factory=list, repr=False)
+    uncovered: list[str] = field(default_factory=list, repr=False)
+    errors: list[str] = field(default_factory=list, repr=False)
 
     def __post_init__(self):
         self.root = Path(self.root)
@@ -1475,6 +1488,33 @@ class HubServer:
             f"| `{method}` | `{template}` | {count} |" for (method, template), count in sorted(self.calls().items())
         ]
         return "\n".join(["| Method | Route | Calls |", "| --- | --- | ---: |", *rows])
+
+    def leaks(self) -> list[str]:
+        """Where a token has turned up that should not be there.
+
+        Looked through: addresses, headers other than `Authorization`, `Authorization` sent to storage, and whatever
+        lies in the repositories (files, commit messages; not the Spaces' secrets, which are kept where they belong).
+        """
+        known = [*self.tokens, self.wrong_token]
+        with self.lock:
+            seen = list(self.requests)
+        found = []
+        for one in seen:
+            text = [one.path]
+            for key, value in one.headers:
+                if key.lower() != "authorization" or "/_storage/" in one.path:
+                    text.append(f"{key}: {value}")
+            found += [f"{one.method} {line}" for line in text if any(token in line for token in known)]
+        for path in self.root.glob("*/*/*/*/*"):
+            if path.is_file() and path.parent.name in ("blobs", "commits", "lfs"):
+                with open(path, "rb") as file:
+                    kept = b""
+                    while block := file.read(BLOCK):
+                        if any(token.encode() in kept + block for token in known):
+                            found.append(str(path))
+                            break
+                        kept = block[-64:]
+        return found
 
     # --- clients ---
 
