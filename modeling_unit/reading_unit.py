@@ -306,9 +306,7 @@ class Reader:
             if not members:
                 return
             crops = [layout.crop(chunk) for chunk in members]
-            limits = [
-                self._most_pieces(crop, len(chunk.lines)) for crop, chunk in zip(crops, members, strict=True)
-            ]
+            limits = [self._most_pieces(crop, len(chunk.lines)) for crop, chunk in zip(crops, members, strict=True)]
             decoded += self._generate(crops, "ocr", limits)
             size = min(2 * size, self.batch_size)
 
