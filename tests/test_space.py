@@ -35,7 +35,7 @@ def files(tmp_path_factory):
     """A page of two paragraphs, and what strangers send."""
     folder = tmp_path_factory.mktemp("files")
     page = Image.new("L", (640, 260), 255)
-    for y, text in ((30, "The river runs by the house."), (140, "There are no other houses here.")):
+    for y, text in ((30, "This section describes the files."), (140, "The other files are not used here.")):
         ImageDraw.Draw(page).text((30, y), text, font=ImageFont.load_default(26), fill=0)
     page.save(folder / "page.png")
     page.convert("RGB").save(folder / "two.pdf", save_all=True, append_images=[Image.new("RGB", (300, 300), "white")])
@@ -148,7 +148,7 @@ def test_a_page_comes_as_it_is_read(demo, files):
     parts = [partial for _, partial in demo.read(files / "page.png")]
     assert (parts[0].page.text, len(parts[0].waiting)) == ("", 2)
     assert parts[-1].waiting == []
-    assert "river runs" in parts[-1].page.text
+    assert "section describes" in parts[-1].page.text
     assert parts[-1].page.text == demo.reader.read(files / "page.png").text
 
 
@@ -275,7 +275,7 @@ def sent(path):
 
 
 def still_reads(client, files) -> bool:
-    return "river" in client.predict(sent(files / "page.png"), 1, api_name="/read")[1]
+    return "section" in client.predict(sent(files / "page.png"), 1, api_name="/read")[1]
 
 
 def test_the_endpoints_are_named_and_documented(client, served):
@@ -293,7 +293,7 @@ def test_reading_gives_page_text_blocks_and_a_file_as_they_come(client, files):
     texts = [part[1] for part in job.outputs()]
     assert len(texts) >= 2
     assert all(text.startswith(part or "") for part in texts)
-    assert "river" in text
+    assert "section" in text
     assert "words" in note
     assert blocks["text"] == text
     assert {"box", "text", "confidence"} <= set(blocks["blocks"][0])
@@ -303,7 +303,7 @@ def test_reading_gives_page_text_blocks_and_a_file_as_they_come(client, files):
 
 
 def test_a_page_of_a_pdf_can_be_read_by_its_number(client, files):
-    assert "river" in client.predict(sent(files / "two.pdf"), 1, api_name="/read")[1]
+    assert "section" in client.predict(sent(files / "two.pdf"), 1, api_name="/read")[1]
     _, text, note, blocks, file = client.predict(sent(files / "two.pdf"), 2, api_name="/read")
     assert (text, blocks["blocks"], file) == ("", [], None)
     assert "Nothing was found" in note
