@@ -76,7 +76,7 @@ setup(
             f"checkpoints/**/*.{suffix}"
             for suffix in ("safetensors", "json", "jsonl", "jinja", "md", "txt", "png", "yaml")
         ],
-        "spaces_demo": ["samples/**"],
+        "spaces_demo": ["samples/**", "README.md", "requirements.txt"],
         "training": [
             "recipes/**/*.yaml",
             "recipes/**/*.txt",

@@ -8,7 +8,7 @@ not shares of right words.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +86,22 @@ class Page:
             "text": self.text,
             "blocks": [block.to_dict() for block in self.blocks],
         }
+
+
+@dataclass
+class PartialPage:
+    """A page while it is being read, by [`Reader.stream`].
+
+    Args:
+        page: the blocks of which something was read, in reading order; the last of them may still grow.
+        waiting: boxes of the blocks of which nothing was read yet, as `Block.box`.
+        done, total: chunks read, and all chunks.
+    """
+
+    page: Page
+    waiting: list[tuple[int, int, int, int]]
+    done: int
+    total: int
 
 
 @dataclass
@@ -265,6 +281,35 @@ class Reader:
             pages.append(Page(blocks, image.size, seconds[index]))
         return pages
 
+    def stream(self, image: Any) -> Iterator[PartialPage]:
+        """Read one page in reading order; after each batch comes what there is of it, the first before any was read.
+
+        The batches grow from a quarter of `batch_size` to all of it, so that the first text is there soon. The last
+        page that comes is the one that [`read`] returns, but for what rounding does in batches of other sizes.
+
+        Raises:
+            UnreadableInput: it cannot be opened.
+        """
+        image = open_image(image)
+        start = time.perf_counter()
+        layout = analyse_page(image, self.settings)
+        chunks = layout.chunks()
+        decoded: list[_Decoded] = []
+        size = max(1, self.batch_size // 4)
+        while True:
+            blocks = self._blocks(layout, chunks[: len(decoded)], decoded)
+            begun = {chunk.block_index for chunk in chunks[: len(decoded)]}
+            waiting = [layout.to_original(one.box) for i, one in enumerate(layout.blocks) if i not in begun]
+            page = Page(blocks, image.size, time.perf_counter() - start)
+            yield PartialPage(page, waiting, len(decoded), len(chunks))
+            members = chunks[len(decoded) : len(decoded) + size]
+            if not members:
+                return
+            crops = [layout.crop(chunk) for chunk in members]
+            limits = [self._most_pieces(crop, len(chunk.lines)) for crop, chunk in zip(crops, members, strict=True)]
+            decoded += self._generate(crops, "ocr", limits)
+            size = min(2 * size, self.batch_size)
+
     def _most_pieces(self, crop: Image.Image, lines: int) -> int:
         """Pieces that a chunk can hold: its narrowest print, two bytes for some letters, a newline a line."""
         # 0.6 x-heights a character all along is narrower than any text face: Times has 1.0 on average.
@@ -376,11 +421,33 @@ class Reader:
         moved["pixel_values"] = moved["pixel_values"].to(dtype)
         return moved
 
-    @torch.inference_mode()
     def _generate(self, images: list[Image.Image], task: str, limits: Sequence[int]) -> list[_Decoded]:
         """Greedy texts of a batch, each at most its own limit of pieces long."""
         packed = {"return_packed": True} if self.packed else {}
-        inputs = self._to_device(self.processor(images=images, task=task, return_tensors="pt", **packed))
+        return self._decode(self.processor(images=images, task=task, return_tensors="pt", **packed), limits)
+
+    def read_resized(self, image: Image.Image, task: str, max_new_tokens: int = 96) -> str:
+        """What the model says of one picture at exactly the size that it has, whatever size it would be brought to.
+
+        Args:
+            image: RGB; both sides whole patches.
+            task: of the processor's prompts: `"ocr"`, `"caption"`, ...
+        """
+        patch = self.processor.image_processor.patch_size
+        rows, cols = image.height // patch, image.width // patch
+        visual = [self.processor.image_token_id] * self.processor.num_visual_tokens(rows, cols)
+        ids = torch.tensor([visual + list(self.processor.prompt_ids(task))])
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values": torch.from_numpy(self.processor.image_processor.normalize(image))[None],
+            "spatial_shapes": torch.tensor([[rows, cols]]),
+        }
+        return self._decode(inputs, [max_new_tokens])[0].text
+
+    @torch.inference_mode()
+    def _decode(self, inputs, limits: Sequence[int]) -> list[_Decoded]:
+        inputs = self._to_device(inputs)
         prompt = inputs["input_ids"].shape[1]
         stopper = RepetitionStopper(prompt, **self.repetition)
         chosen = _ChosenProbability()
@@ -393,7 +460,7 @@ class Reader:
             logits_processor=LogitsProcessorList([chosen]),
             stopping_criteria=StoppingCriteriaList([stopper, _OwnLength(prompt, limits)]),
         )[:, prompt:]  # (B, T)
-        steps = torch.stack(chosen.steps, dim=1).cpu() if chosen.steps else torch.zeros(len(images), 0)
+        steps = torch.stack(chosen.steps, dim=1).cpu() if chosen.steps else torch.zeros(len(limits), 0)
         ends = self._end_ids()
         results = []
         for row, logs, limit in zip(ids.tolist(), steps.tolist(), limits, strict=True):

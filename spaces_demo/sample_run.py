@@ -134,20 +134,34 @@ def draw_page(image: Image.Image, page, title: str, facts: str) -> Image.Image:
     height = round(image.height * scale)
     sheet = _sheet(2 * PAGE_WIDTH + 3 * MARGIN, height + TITLE + MARGIN, title, facts)
     _draw_scale(ImageDraw.Draw(sheet), sheet.width - MARGIN - 210, 22)
-    original = image.resize((PAGE_WIDTH, height), Image.Resampling.LANCZOS)
-    tint = Image.new("RGB", original.size, "white")  # a layer of its own, so that the print stays black
-    for block in page.blocks:
-        light = tuple(round(255 - (255 - value) * 0.1) for value in confidence_colour(block.confidence))
-        ImageDraw.Draw(tint).rectangle(_scaled(block.box, scale, 3), fill=light)
-    original = ImageChops.multiply(original, tint)
-    draw = ImageDraw.Draw(original)
-    for block in page.blocks:
-        draw.rectangle(_scaled(block.box, scale, 3), outline=confidence_colour(block.confidence), width=2)
+    original = draw_blocks(image, page.blocks, PAGE_WIDTH)
     draw = ImageDraw.Draw(sheet)
     for x, half in ((MARGIN, original), (PAGE_WIDTH + 2 * MARGIN, _set_page(page, scale, (PAGE_WIDTH, height)))):
         sheet.paste(half, (x, TITLE))
         draw.rectangle((x - 1, TITLE - 1, x + PAGE_WIDTH, TITLE + height), outline=LINE)
     return sheet
+
+
+def draw_blocks(image: Image.Image, blocks: Sequence, width: int, waiting: Sequence[tuple] = ()) -> Image.Image:
+    """The page, `width` pixels wide, with its blocks framed and tinted by confidence.
+
+    Args:
+        blocks: [`modeling_unit.reading_unit.Block`].
+        waiting: boxes of blocks that were not read yet, framed in grey.
+    """
+    scale = width / image.width
+    page = image.convert("RGB").resize((width, max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
+    tint = Image.new("RGB", page.size, "white")  # a layer of its own, so that the print stays black
+    for block in blocks:
+        light = tuple(round(255 - (255 - value) * 0.1) for value in confidence_colour(block.confidence))
+        ImageDraw.Draw(tint).rectangle(_scaled(block.box, scale, 3), fill=light)
+    page = ImageChops.multiply(page, tint)
+    draw = ImageDraw.Draw(page)
+    for box in waiting:
+        draw.rectangle(_scaled(box, scale, 3), outline=GREY, width=1)
+    for block in blocks:
+        draw.rectangle(_scaled(block.box, scale, 3), outline=confidence_colour(block.confidence), width=2)
+    return page
 
 
 def _set_page(page, scale: float, size: tuple[int, int]) -> Image.Image:

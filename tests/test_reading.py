@@ -144,6 +144,40 @@ def test_chunks_of_all_pages_share_batches_and_go_back_to_their_page():
     assert [call["rows"] for call in model.calls] == [3]
 
 
+def test_a_stream_ends_with_the_whole_page_and_comes_in_reading_order():
+    lines = [(30, POEM[2]), (57, POEM[4]), (160, POEM[1]), (187, POEM[3]), (290, POEM[0])]
+    model = parrot_of(POEM)
+    parts = list(reader_of(model, batch_size=4).stream(draw(lines)))
+    assert [(part.done, part.total) for part in parts] == [(0, 5), (1, 5), (3, 5), (5, 5)]
+    assert [call["rows"] for call in model.calls] == [1, 2, 2]
+    assert parts[0].page.text == ""
+    assert parts[1].page.text == POEM[2]
+    assert parts[2].page.text == f"{POEM[2]}\n{POEM[4]}\n\n{POEM[1]}"
+    whole = reader_of(parrot_of(POEM)).read(draw(lines))
+    assert parts[-1].page.text == whole.text
+    assert parts[-1].page.blocks == whole.blocks
+    assert [len(part.waiting) for part in parts] == [3, 2, 1, 0]
+    assert parts[0].waiting == [block.box for block in whole.blocks]
+
+
+def test_a_stream_of_a_blank_page_is_one_empty_page():
+    (part,) = reader_of(parrot_of(POEM)).stream(Image.new("RGB", (300, 200), "white"))
+    assert (part.page.text, part.waiting, part.done, part.total) == ("", [], 0, 0)
+
+
+def test_a_picture_is_read_at_exactly_its_size():
+    seen = []
+
+    class Sized(Parrot):
+        def generate(self, pixel_values, **settings):
+            seen.append(tuple(pixel_values.shape))
+            return super().generate(pixel_values=pixel_values, **settings)
+
+    reader = reader_of(Sized(lambda width: "moss"))
+    assert reader.read_resized(Image.new("RGB", (40, 24), "black"), "ocr") == "moss"
+    assert seen == [(1, 3, 24, 40)]
+
+
 def test_batches_are_no_larger_than_asked_for():
     model = parrot_of(POEM)
     lines = [(30 + 27 * i, text) for i, text in enumerate(POEM)]

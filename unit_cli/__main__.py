@@ -1,6 +1,4 @@
-"""`unit read | describe | features | convert | export | llava | train | merge | data | evaluate | push`.
-
-Also `python -m unit_cli`.
+"""`unit COMMAND`, or `python -m unit_cli COMMAND`, with one of `COMMANDS`; each is a file beside this one.
 
 Exit status: 0, or 2 if an argument or any input was refused, each with one line on stderr (the other inputs are still
 done). Sub-commands import torch and transformers when they run, so that help answers at once.
@@ -16,7 +14,8 @@ from importlib import import_module
 
 from .common import CommandError
 
-COMMANDS = ("read", "describe", "features", "convert", "export", "llava", "train", "merge", "data", "evaluate", "push")
+COMMANDS = ("read", "describe", "features", "demo", "convert", "export", "llava")
+COMMANDS += ("train", "merge", "data", "evaluate", "push")
 
 
 def parser() -> argparse.ArgumentParser:

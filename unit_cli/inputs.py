@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,13 @@ def is_pdf(path: str | Path) -> bool:
         return b"%PDF-" in file.read(1024)
 
 
-def _pdf_pages(path: str, dpi: float) -> Iterator[Input]:
+@contextmanager
+def open_pdf(path: str | Path) -> Iterator:
+    """A PDF as pypdfium2's document, closed at the end.
+
+    Raises:
+        UnreadableInput: encrypted, damaged, or without pages.
+    """
     import pypdfium2 as pdfium
 
     from modeling_unit.image_input_unit import UnreadableInput
@@ -71,15 +78,39 @@ def _pdf_pages(path: str, dpi: float) -> Iterator[Input]:
     try:
         if len(document) == 0:
             raise UnreadableInput(f"{path}: the PDF has no pages")
-        for index in range(len(document)):
-            try:
-                page = document[index]
-                scale = min(dpi / 72, (PDF_MAX_PIXELS / max(1.0, page.get_width() * page.get_height())) ** 0.5)
-                image = page.render(scale=scale).to_pil().convert("RGB")
-                page.close()
-            except (pdfium.PdfiumError, ValueError, MemoryError) as error:
-                yield Input(path, index + 1, error=f"{path}, page {index + 1}: cannot be rendered ({error})")
-            else:
-                yield Input(path, index + 1, image)
+        yield document
     finally:
         document.close()
+
+
+def render_page(document, path: str | Path, number: int, dpi: float = PDF_DPI) -> Image.Image:
+    """Page `number`, from 1, of an open PDF; smaller than `dpi` says where it would have over `PDF_MAX_PIXELS`.
+
+    Raises:
+        UnreadableInput: it cannot be rendered.
+    """
+    import pypdfium2 as pdfium
+
+    from modeling_unit.image_input_unit import UnreadableInput
+
+    try:
+        page = document[number - 1]
+        scale = min(dpi / 72, (PDF_MAX_PIXELS / max(1.0, page.get_width() * page.get_height())) ** 0.5)
+        image = page.render(scale=scale).to_pil().convert("RGB")
+        page.close()
+    except (pdfium.PdfiumError, ValueError, MemoryError) as error:
+        raise UnreadableInput(f"{path}, page {number}: cannot be rendered ({error})") from error
+    return image
+
+
+def _pdf_pages(path: str, dpi: float) -> Iterator[Input]:
+    from modeling_unit.image_input_unit import UnreadableInput
+
+    with open_pdf(path) as document:
+        for number in range(1, len(document) + 1):
+            try:
+                image = render_page(document, path, number, dpi)
+            except UnreadableInput as error:
+                yield Input(path, number, error=str(error))
+            else:
+                yield Input(path, number, image)
