@@ -52,6 +52,7 @@ EXPORT = [
 DEV = [
     *TRAIN,
     *EXPORT,
+    *DEMO,
     "pytest>=7.0",  # first with the `pythonpath` setting, see pyproject.toml
     "pytest-xdist>=3.2",  # first with `--dist worksteal`
     "ruff>=0.15",  # first that formats in the style of 2026
