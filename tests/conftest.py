@@ -70,4 +70,7 @@ def hub(tmp_path):
 
     with HubServer(tmp_path / "hub") as server:
         yield server
+    if calls := os.environ.get("UNIT_HUB_CALLS"):  # a file that gathers the Hub calls of all tests, one a line
+        with open(calls, "a") as file:
+            file.writelines(f"{method} {route}\n" for method, route in server.calls())
     assert not server.errors, "\n".join(server.errors)

@@ -317,6 +317,29 @@ answer = [pathlib.Path(path).stat().st_size, pulls, details.target_branch, [e.su
     assert hub.head("alice/model") != before
 
 
+def test_a_pull_request_that_is_opened_empty_and_one_that_conflicts(hub):
+    found = ask(
+        hub,
+        """
+def put(text, name="a.txt", **given):
+    return api.upload_file(path_or_fileobj=text, path_in_repo=name, repo_id="alice/model", **given).oid
+api.create_repo("alice/model")
+put(b"one")
+numbers = [api.create_pull_request("alice/model", title).num for title in ("Mine", "Theirs")]
+put(b"two", revision="refs/pr/1")
+put(b"new", "b.txt", revision="refs/pr/1")
+put(b"three", revision="refs/pr/2")
+before = [api.get_discussion_details("alice/model", 1).status, api.list_repo_files("alice/model")]
+api.merge_pull_request("alice/model", 1)
+answer = [numbers, before, attempt(api.merge_pull_request, "alice/model", 2)[1],
+          attempt(api.merge_pull_request, "alice/model", 1)[1]]
+""",
+    )
+    assert found == [[1, 2], ["draft", [".gitattributes", "a.txt"]], 409, 400]
+    files = hub.files("alice/model")
+    assert (files["a.txt"], files["b.txt"]) == (b"two", b"new")
+
+
 def test_who_may_do_what(hub, folder):
     ask(hub, PUSH, folder)
     before = hub.head("alice/model")
@@ -369,15 +392,16 @@ api.update_repo_settings("alice/gated", gated="auto")
 answer = [attempt(hf_hub_download, *given)[:2] for given in (
     ("alice/none", "a.txt"), ("alice/open", "b.txt"), ("alice/hidden", "a.txt"), ("alice/gated", "a.txt"),
     ("none", "a.txt"))]
+answer += [attempt(api.auth_check, "alice/gated")[:2]]
 answer += [attempt(snapshot_download, "alice/none")[:2], attempt(snapshot_download, "alice/open", revision="v9")[:2]]
 """
     missing, entry = ["RepositoryNotFoundError", 404], ["RemoteEntryNotFoundError", 404]
     found = ask(hub, code, token=hub.other_token)
     assert found[:4] == [missing, entry, missing, ["GatedRepoError", 403]]
-    assert found[4:] == [missing, missing, ["RevisionNotFoundError", 404]]
+    assert found[4:] == [missing, ["GatedRepoError", 403], missing, ["RevisionNotFoundError", 404]]
     nobody = ask(hub, code, token=None)
     assert [one[0] for one in nobody] == [one[0] for one in found]
-    assert [one[1] for one in nobody] == [401, 404, 401, 401, 401, 401, 404]
+    assert [one[1] for one in nobody] == [401, 404, 401, 401, 401, 401, 401, 404]
     mine = ask(hub, code, token=hub.read_token)
     assert [mine[2][0], mine[3][0]] == ["returned", "returned"]
 
@@ -399,6 +423,8 @@ answer = [str(url), info.sdk, sorted(s.rfilename for s in info.siblings), info.c
           list(api.get_space_secrets("alice/demo")), api.get_space_runtime("alice/demo").stage,
           pathlib.Path(hf_hub_download("alice/demo", "app.py", repo_type="space")).read_text(),
           attempt(api.create_repo, "alice/demo", repo_type="space", space_sdk="gradio")[1]]
+hardware = api.request_space_hardware("alice/demo", "cpu-upgrade").requested_hardware
+answer += [hardware, api.restart_space("alice/demo").stage]
 """,
         tmp_path / "app.py",
     )
@@ -412,10 +438,14 @@ answer = [str(url), info.sdk, sorted(s.rfilename for s in info.siblings), info.c
         "BUILDING",
         "print('hello')",
         409,
+        "cpu-upgrade",
+        "BUILDING",
     ]
     secrets = ask(hub, "answer = str(api.get_space_secrets('alice/demo'))")
     assert "KEY" in secrets
     assert "hidden" not in secrets
+    ask(hub, "answer = api.delete_space_secret('alice/demo', 'KEY')")
+    assert ask(hub, "answer = api.get_space_secrets('alice/demo')") == {}
 
 
 def test_a_card_that_the_hub_would_refuse_stops_the_push(hub, folder):
@@ -677,10 +707,12 @@ def test_the_client_gets_nothing_of_the_outer_environment(hub, monkeypatch, tmp_
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     code = """
 from huggingface_hub import constants, get_token
-answer = [get_token(), constants.ENDPOINT, constants.HF_HUB_OFFLINE, constants.HF_HUB_CACHE]
+from huggingface_hub.utils._detect_agent import detect_agent
+answer = [get_token(), constants.ENDPOINT, constants.HF_HUB_OFFLINE, constants.HF_HUB_CACHE, detect_agent()]
 """
     found = process(hub, code, token=None)
     assert found[:3] == [None, hub.endpoint, False]
+    assert found[4] is None
     assert not found[3].startswith(os.environ["HF_HOME"])
     assert not found[3].startswith(str(tmp_path / "outer"))
 
