@@ -26,7 +26,7 @@ from .compat_unit import (
 )
 from .configuration_unit import UnitVisionConfig, nearest_supported_size
 from .features_unit import layer_features
-from .hub_unit import ENCODER_AUTO_MAP, write_code
+from .hub_unit import ENCODER_AUTO_MAP, CodeUploaded, write_code
 from .packing_unit import PackedLayout, UnitPackedOutput, check_pack, packed_attention, patchify
 from .released_unit import (
     HUB_ARGUMENTS,
@@ -374,7 +374,7 @@ class UnitUnappliedNorm(nn.Module):
         self.register_buffer("bias", torch.zeros(config.hidden_size))
 
 
-class UnitPreTrainedModel(PreTrainedModel):
+class UnitPreTrainedModel(CodeUploaded, PreTrainedModel):
     """What all UNIT models share: initialisation, attention back ends, gradient checkpointing."""
 
     config_class = UnitVisionConfig

@@ -26,6 +26,16 @@ IMAGE_PROCESSOR_AUTO_MAP = {"AutoImageProcessor": "image_processing_unit.UnitIma
 PROCESSOR_AUTO_MAP = {"AutoProcessor": "processing_unit.UnitProcessor"} | IMAGE_PROCESSOR_AUTO_MAP
 
 
+class CodeUploaded:
+    """Mixin before transformers' classes, whose `save_pretrained` with `push_to_hub=True` uploads what it wrote itself
+    before the code would lie beside it: this lays the code there first, so that it goes up in the same commit.
+    """
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        write_code(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+
 def write_code(folder) -> list:
     """Copy the flat code files that this one lies among into a folder; returns their names."""
     here, folder = Path(__file__).resolve().parent, Path(folder)

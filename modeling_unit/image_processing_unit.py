@@ -11,7 +11,7 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration_unit import CLIP_MEAN, CLIP_STD
-from .hub_unit import IMAGE_PROCESSOR_AUTO_MAP, write_code
+from .hub_unit import IMAGE_PROCESSOR_AUTO_MAP, CodeUploaded, write_code
 from .vision_sources_unit import find_vision_source
 
 KINDS = ("natural", "document")
@@ -71,7 +71,7 @@ def _array_to_pil(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array)
 
 
-class UnitImageProcessor(BaseImageProcessor):
+class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
     """Resizes, pads and normalises images of any size for UNIT.
 
     Two kinds of image, two base scales [paper]: natural pictures at x1, documents at x4. "x4" is ambiguous in the

@@ -4,14 +4,14 @@ import math
 
 from transformers import BatchFeature, ProcessorMixin
 
-from .hub_unit import IMAGE_PROCESSOR_AUTO_MAP, PROCESSOR_AUTO_MAP, write_code
+from .hub_unit import IMAGE_PROCESSOR_AUTO_MAP, PROCESSOR_AUTO_MAP, CodeUploaded, write_code
 
 # Which kind of image a task reads, unless said otherwise
 TASK_KINDS = {"ocr": "document", "markdown": "document", "caption": "natural"}
 DEFAULT_PROMPTS = {"ocr": "Read the text:", "caption": "Describe the picture:", "markdown": "Write as Markdown:"}
 
 
-class UnitProcessor(ProcessorMixin):
+class UnitProcessor(CodeUploaded, ProcessorMixin):
     """Makes `input_ids`, `attention_mask`, `pixel_values` and `spatial_shapes` for [`UnitForConditionalGeneration`].
 
     Args:
