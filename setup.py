@@ -83,6 +83,7 @@ setup(
             "recipes/**/*.sh",
             "recipes/**/*.md",
             "evaluation/*.yaml",
+            "*.jinja",
         ],
         "training.data": ["*.yaml"],
     },

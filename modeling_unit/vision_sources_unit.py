@@ -507,7 +507,9 @@ def merged(encoder: nn.Module) -> nn.Module:
     return encoder
 
 
-def save_encoder(encoder: nn.Module, directory: str | Path, image_processor: Any = None) -> Path:
+def save_encoder(
+    encoder: nn.Module, directory: str | Path, image_processor: Any = None, max_shard_size: int | str | None = None
+) -> Path:
     """Write an encoder alone. One of transformers' is saved as the plain class that it is, with no code of ours and
     with its own image processor: `AutoModel` and `AutoImageProcessor` load it, exactly equal. UNIT's own comes with
     its code.
@@ -517,6 +519,7 @@ def save_encoder(encoder: nn.Module, directory: str | Path, image_processor: Any
 
     Args:
         image_processor: the [`UnitImageProcessor`] that the encoder was trained with.
+        max_shard_size: of one file of weights, as in transformers, whose own choice is left by `None`.
 
     Raises:
         ValueError: when `directory` is a file.
@@ -528,7 +531,7 @@ def save_encoder(encoder: nn.Module, directory: str | Path, image_processor: Any
     directory.parent.mkdir(parents=True, exist_ok=True)
     beside = directory.absolute().parent / f".{directory.absolute().name}.{os.getpid()}"
     try:
-        encoder.save_pretrained(beside)
+        encoder.save_pretrained(beside, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
         _put_prefix(beside, entry.saved_prefix)
         if entry.ours and image_processor is not None:
             image_processor.save_pretrained(beside)

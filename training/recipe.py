@@ -46,6 +46,7 @@ from .data.mixture import GroupArguments, GroupPlan, MixtureDataset, SourceArgum
 from .live import LiveArguments, LivePictures, LiveTeacherModel, LiveTeacherTrainer, live_views
 from .llava_data import ConversationCollator, Conversations, LlavaTrainer
 from .lora import add_lora
+from .publish import check_destination, code_version, push_run, take_hub_settings
 from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
 from .tokenizer import TASK_TOKENS, byte_tokenizer
 from .trainer import InterScaleTrainer, IntraScaleTrainer, freeze_parts, trainable_table
@@ -90,7 +91,8 @@ class Recipe:
         live: settings of [`LiveArguments`]: stage zero by live distillation, for a GPU; else from cached targets.
         conversations, images: data of the stage `llava`: a file in LLaVA's format and the folder of its images, or a
             data set of our schema; see `training/llava_data.py`.
-        training: settings of [`UnitTrainingArguments`].
+        training: settings of [`UnitTrainingArguments`]. `push_to_hub: true` with `hub_model_id` (`hub_private_repo`,
+            `hub_revision`) publishes the model once, at the end, as `unit push` does.
         lora: settings of [`LoraArguments`].
         threads: CPU threads; 0 leaves torch's choice.
     """
@@ -279,9 +281,14 @@ def main(path: str | Path, overrides: list[str] | None = None) -> Path:
     # several forward passes a step, none with every parameter: over many devices the search for unused ones would trip
     settings["ddp_find_unused_parameters"] = False
     settings["use_cpu"] = not torch.accelerator.is_available()  # bf16 on a CPU must be asked for
-    arguments = UnitTrainingArguments(**(settings | recipe.training))
+    training, hub = take_hub_settings(recipe.training)
+    if hub.get("push_to_hub") and recipe.stage == "llava":
+        raise ValueError("training.push_to_hub: a LLaVA model is not published by this package; push its folder.")
+    arguments = UnitTrainingArguments(**(settings | training))
     if arguments.max_steps <= 0:
         raise ValueError("A recipe needs training.max_steps: the mixture has no end of its own.")
+    if hub.get("push_to_hub"):
+        check_destination(hub)  # before the work, not after it
     set_seed(arguments.seed)
     started = time.time()
     run = {"teacher": _teacher_run, "llava": _llava_run}.get(recipe.stage, _stage_run)
@@ -295,6 +302,8 @@ def main(path: str | Path, overrides: list[str] | None = None) -> Path:
     finish(out)
     write_log(out, recipe, trainer.state.log_history, time.time() - started)
     print(f"Saved to {out}", flush=True)
+    if hub.get("push_to_hub") and trainer.is_world_process_zero():
+        push_run(out, hub)
     return out
 
 
@@ -431,8 +440,10 @@ def _llava_run(recipe: Recipe, arguments: UnitTrainingArguments):
 
 
 def write_log(out: Path, recipe: Recipe, history: list[dict], seconds: float) -> None:
-    """`recipe.json`, `log.jsonl` (one line a logging step) and `curve.png` beside the weights."""
-    (out / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe) | {"seconds": round(seconds)}, indent=1))
+    """`recipe.json` (with the version of the code), `log.jsonl` (one line a logging step) and `curve.png` beside the
+    weights."""
+    content = dataclasses.asdict(recipe) | {"seconds": round(seconds), "code": code_version()}
+    (out / "recipe.json").write_text(json.dumps(content, indent=1))
     (out / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
     draw_curves(history, out / "curve.png")
 

@@ -1,4 +1,6 @@
-"""`unit read | describe | features | convert | export | llava | train | data | evaluate`; also `python -m unit_cli`.
+"""`unit read | describe | features | convert | export | llava | train | data | evaluate | push`.
+
+Also `python -m unit_cli`.
 
 Exit status: 0, or 2 if an argument or any input was refused, each with one line on stderr (the other inputs are still
 done). Sub-commands import torch and transformers when they run, so that help answers at once.
@@ -14,7 +16,7 @@ from importlib import import_module
 
 from .common import CommandError
 
-COMMANDS = ("read", "describe", "features", "convert", "export", "llava", "train", "data", "evaluate")
+COMMANDS = ("read", "describe", "features", "convert", "export", "llava", "train", "data", "evaluate", "push")
 
 
 def parser() -> argparse.ArgumentParser:

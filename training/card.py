@@ -1,0 +1,223 @@
+"""The model card: `card.md.jinja` filled from a run, its figures in the Hub's evaluation-results format as well."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
+PICTURE, CURVE, LOG, RECIPE, DATA = "features.png", "curve.png", "log.jsonl", "recipe.json", "data.json"
+# What `model-index` calls the figures of `unit evaluate`: task, data, metric. Held-out data of ours is no data set on
+# the Hub, which `.eval_results/`, the successor of `model-index`, asks for.
+TEXT_METRICS = {
+    "word_f1": ("f1", "word F1"),
+    "word_precision": ("precision", "word precision"),
+    "word_recall": ("recall", "word recall"),
+    "cer": ("cer", "character error rate"),
+    "wer": ("wer", "word error rate"),
+}
+PARTS = {
+    "vision_model": "encoder",
+    "connector": "connector",
+    "language_model": "language decoder",
+    "vision_decoder": "vision decoder",
+    "visual_projection": "projection, the teacher's",
+}
+LIMITS = [
+    "What the training data did not hold, the model does not know: other scripts, handwriting, page layouts, kinds of "
+    "pictures.",
+    "Text that it reads may lack words, hold words twice, or hold words that the page does not: a person should check "
+    "what matters.",
+    "A page with instructions on it is text like any other; what is read from strangers' pages must not be trusted by "
+    "programs.",
+]
+
+
+def data_list(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a run was trained on, one entry a data set: `path`, `kind`, `scale`, `weight` as far as the recipe says."""
+    found = []
+    for group in recipe.get("groups") or []:
+        for source in group.get("sources") or []:
+            entry = {"path": source.get("path"), "kind": group.get("kind"), "scale": group.get("scale")}
+            found.append(entry | {"weight": source.get("weight", 1.0)})
+    for key in ("pictures", "conversations", "images"):
+        if recipe.get(key):
+            found.append({"path": recipe[key], "kind": key})
+    return found
+
+
+def evaluation_results(results: dict[str, Any], full: bool) -> list:
+    """`EvalResult`s of the model itself (not of its peers) from what `results.json` of `unit evaluate` holds.
+
+    Args:
+        full: whether the repository holds the language decoder, whose reading is measured too.
+    """
+    from huggingface_hub import EvalResult
+
+    found = []
+
+    def add(task, data, name, metric, title, row):
+        _, value, low, high = row
+        words = {"metric_type": metric, "metric_name": title, "metric_value": round(value, 4)}
+        interval = {"confidence": 0.95, "low": round(low, 4), "high": round(high, 4)}
+        found.append(
+            EvalResult(
+                task_type=task, dataset_type=data, dataset_name=name, verified=False, metric_args=interval, **words
+            )
+        )
+
+    for reader in (results.get("text") or {}).get("readers", []) if full else []:
+        if reader["reader"] != "UNIT":
+            continue
+        name = f"held-out blocks of text ({reader['blocks']})"
+        for row in reader["rows"]:
+            if row[0] in TEXT_METRICS:
+                add("image-to-text", "unit-heldout-blocks", name, *TEXT_METRICS[row[0]], row)
+    for model in (results.get("image") or {}).get("models", []):
+        if model["name"] != "UNIT":
+            continue
+        for row in model["rows"]:
+            if not full and "vision decoder" in row[0]:
+                continue
+            task = "zero-shot-image-classification" if row[0].startswith("zero_shot") else "image-classification"
+            add(task, "unit-heldout-pictures", "held-out pictures", "accuracy", row[0], row)
+    return found
+
+
+def parameter_table(model, full: bool) -> str:
+    """Markdown table of the parts and their parameters."""
+    from training.evaluation.report import markdown_table
+
+    if not full:
+        count = sum(parameter.numel() for parameter in model.parameters())
+        return markdown_table(["part", "class", "parameters"], [["encoder", type(model).__name__, f"{count:,}"]])
+    rows = []
+    for name, part in model.named_children():
+        count = sum(parameter.numel() for parameter in part.parameters())
+        rows.append([PARTS.get(name, name), type(part).__name__, f"{count:,}"])
+    return markdown_table(["part", "class", "parameters"], rows)
+
+
+def recipe_table(recipe: dict[str, Any]) -> str:
+    """Markdown table of what a reader asks first: stage, starts, steps, rates, time."""
+    from training.evaluation.report import markdown_table
+
+    settings = {key: recipe.get(key) for key in ("stage", "start", "teacher", "language_decoder")}
+    shown = ("max_steps", "optimizer", "learning_rate", "muon_learning_rate", "weight_decay", "warmup_steps")
+    shown += ("lr_scheduler_type", "vision_weight", "vision_l1_weight", "token_sampling_ratio", "bf16", "seed")
+    settings |= {key: (recipe.get("training") or {}).get(key) for key in shown}
+    settings["lora"] = ", ".join((recipe.get("lora") or {}).get("parts") or []) or None
+    settings["minutes"] = round(recipe["seconds"] / 60, 1) if recipe.get("seconds") else None
+    return markdown_table(["setting", "value"], [[key, value] for key, value in settings.items() if value is not None])
+
+
+def results_tables(results: dict[str, Any]) -> str:
+    """The tables of `unit evaluate`, one heading lower than in its own report."""
+    from training.evaluation.report import tables
+
+    return f"{results['machine']}. Brackets hold 95% bootstrap intervals.\n\n" + tables(results).replace("## ", "### ")
+
+
+def make_card(folder: Path, repo_id: str, facts: dict[str, Any]):
+    """The `ModelCard` of an exported folder, its metadata checked by huggingface_hub's own classes.
+
+    Args:
+        folder: as it will be uploaded; what lies in it decides which sections are filled.
+        facts: what only the model in memory knows: `kind` ("full" or "encoder"), `remote`, `clip`, `parts`,
+            `patch_size`, `width`, `prefix_tokens`, `dtype`, `model_class`, `tasks`, `prompt`, `code`, `license`.
+
+    Raises:
+        ValueError: metadata that huggingface_hub refuses.
+    """
+    import jinja2  # torch depends on it
+    from huggingface_hub import ModelCard, ModelCardData
+
+    full, name = facts["kind"] == "full", repo_id.rsplit("/", 1)[-1]
+    recipe, results = _json(folder / RECIPE), _json(folder / "evaluation" / "results.json")
+    tags = ["unit", "vision", "image-feature-extraction"] + (["ocr", "image-captioning"] if full else [])
+    data = ModelCardData(
+        license=facts["license"],
+        library_name="transformers",
+        pipeline_tag="image-text-to-text" if full else "image-feature-extraction",
+        tags=tags,
+        model_name=name,
+        eval_results=evaluation_results(results, full) or None if results else None,
+    )
+    rows = data_list(recipe or {})
+    size = facts["patch_size"]
+    what = "with the language decoder that reads with it" if full else "alone"
+    summary = (
+        f"A vision encoder that recognises pictures and reads text, {what}: trained by the method of UNIT (Zhu et "
+        "al., NeurIPS 2024, [arXiv 2409.04095](https://arxiv.org/abs/2409.04095))."
+    )
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    content = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        facts
+        | {
+            "card_data": data.to_yaml(),
+            "name": name,
+            "repo_id": repo_id,
+            "summary": summary,
+            "remote": ", trust_remote_code=True" if facts["remote"] else "",
+            "picture": PICTURE if (folder / PICTURE).is_file() else None,
+            "picture_text": "Pictures, and the principal components of this encoder's patch features as colours, at "
+            f"two sizes: one square is a patch of {size} pixels",
+            "recipe": recipe_table(recipe) if recipe else None,
+            "data": _data_table(rows) if rows else None,
+            "curve": CURVE if (folder / CURVE).is_file() else None,
+            "log": (folder / LOG).is_file(),
+            "results": results_tables(results) if results else None,
+            "report_picture": "evaluation/report.png" if (folder / "evaluation" / "report.png").is_file() else None,
+            "limits": LIMITS,
+        }
+    )
+    return ModelCard(re.sub(r"\n{3,}", "\n\n", content))  # what the template leaves where a section is empty
+
+
+def _data_table(rows: list[dict[str, Any]]) -> str:
+    from training.evaluation.report import markdown_table
+
+    names = ("path", "kind", "scale", "weight")
+    return markdown_table(
+        ["data set", *names[1:]],
+        [["-" if row.get(name) is None else row[name] for name in names] for row in rows],
+    )
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """A JSON object of a file, or None where there is no such file.
+
+    Raises:
+        ValueError: the file is there and holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} must hold an object.")
+    return found
+
+
+def draw_picture(model, image_processor, path: Path) -> None:
+    """Two sample pictures beside their features as colours; nothing where the samples are not installed."""
+    from PIL import Image
+
+    import spaces_demo
+    from unit_cli.feature_sheet import draw
+    from unit_cli.features import grids
+
+    folder = Path(spaces_demo.__file__).parent / "samples" / "pictures"
+    base = image_processor.base_size
+    sizes, drawn = [base, 2 * base], []
+    for file in sorted(folder.glob("*.jpg"))[2:4]:
+        with Image.open(file) as picture:
+            drawn.append((file.stem, picture.convert("RGB"), grids(model, image_processor, picture, sizes, -1)))
+    if drawn:
+        draw(drawn, sizes).save(path, format="PNG", optimize=True)

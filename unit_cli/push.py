@@ -1,0 +1,74 @@
+"""`unit push RUN_OR_FOLDER OWNER/NAME`: a run or a model to the Hugging Face Hub, checked before, in one commit."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from .common import CommandError
+from .train import missing_extra
+
+
+def add_parser(subparsers) -> None:
+    """Add `push` to the sub-parsers of `unit`."""
+    parser = subparsers.add_parser(
+        "push",
+        help="publish a run or a model on the Hugging Face Hub",
+        description="Export to a temporary folder with code and card, load that in a clean process, compare every "
+        "weight and output with the model in memory, and only then upload, in one commit.",
+        epilog="example: unit push runs/my-run me/my-unit --private",
+    )
+    parser.add_argument("source", metavar="RUN_OR_FOLDER", help="folder of a run, or of a saved UNIT model or encoder")
+    parser.add_argument("repo_id", metavar="OWNER/NAME", help="repository on the Hub; made when it does not exist")
+    parser.add_argument("--encoder-only", action="store_true", help="publish only the encoder of a full model")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to, made when it does not exist")
+    parser.add_argument("--dry-run", action="store_true", help="do all but upload; no network, the folder is left")
+    parser.add_argument(
+        "--evaluation", metavar="FOLDER", help="what unit evaluate wrote (default: RUN_OR_FOLDER/evaluation if there)"
+    )
+    parser.add_argument("--license", default="apache-2.0", help="of the weights, as the Hub names it (apache-2.0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Publish; whatever stops it is one line, and then nothing was uploaded."""
+    if args.create_pr and args.revision is not None:
+        raise CommandError("--create-pr opens its request on the default branch: leave out --revision")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        import transformers
+
+        from training.publish import PublishError, publish
+    except ImportError as error:
+        raise CommandError(missing_extra(error)) from error
+    transformers.logging.disable_progress_bar()
+    try:
+        done = publish(
+            args.source,
+            args.repo_id,
+            encoder_only=args.encoder_only,
+            private=args.private,
+            create_pr=args.create_pr,
+            revision=args.revision,
+            dry_run=args.dry_run,
+            evaluation=args.evaluation,
+            license=args.license,
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    except PublishError as error:
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"the export cannot be written: {error}") from error
+    if done.folder is not None:
+        for name, size in done.files.items():
+            print(f"{size:>13,}  {name}")
+        print(f"checked; nothing was uploaded. What would go to {args.repo_id} is in {done.folder}")
+    elif not done.uploaded:
+        print(f"{args.repo_id}: nothing to upload, it holds all of this already (commit {done.commit})")
+    else:
+        print(f"{args.repo_id}: {len(done.uploaded)} of {len(done.files)} files changed; {done.url}")
+    return 0
