@@ -285,6 +285,7 @@ def build(load: Callable[[], Any] = load_demo) -> gr.Blocks:
         Returns the page with its blocks framed, the text, how the reading went (HTML), the blocks with box, text and
         confidence (JSON), and the text as a file.
         """
+        yield None, "", _note("Opening the file…"), None, None  # nothing of an earlier page beside this one
         demo = loading.get()
         for image, partial in demo.read(file, page):
             drawn = draw_blocks(image, partial.page.blocks, min(PAGE_WIDTH, image.width), partial.waiting)
@@ -343,7 +344,6 @@ def build(load: Callable[[], Any] = load_demo) -> gr.Blocks:
         for path in (*PAGES, *PICTURES):
             shutil.copyfile(path, kept / path.name)
         gr.HTML(HEADER, padding=False)
-        model_note = gr.HTML(_note("Loading the model…"), padding=False)
         with gr.Tabs():
             with gr.Tab("Read", id="read"):
                 with gr.Row():
@@ -434,6 +434,7 @@ def build(load: Callable[[], Any] = load_demo) -> gr.Blocks:
                 described = {"api_name": "look_inside", "api_description": look_inside.__doc__}
                 _wire(button, examples, kept, [*PICTURES, PAGES[0]], picture, look_inside, [picture, layer, strength],
                       [said, found], described)  # fmt: skip
+        model_note = gr.HTML(_note("Loading the model…"), padding=False)
         app.load(
             about, None, [model_note, layer], api_name="about", api_description=about.__doc__, show_progress="hidden"
         )
