@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.common import encoder_flops, interleave, matmul_rate, ratio
-from benchmarks.encoder import SHAPES, make_pair
+from benchmarks.encoder import PATCH, SHAPES, make_models
 from training.evaluation.report import machine, markdown_table
 from training.onnx_export import check_packages, export_onnx, session
 
@@ -35,7 +35,7 @@ SIZES = {
 def measure(name: str, encoder, runtime, size: tuple[int, int], batch: int, rate: float, seconds: float) -> list[str]:
     """One row of the table: see ``main`` for its columns."""
     pixels = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
-    array, patch = pixels.numpy(), SHAPES[name][1]
+    array, patch = pixels.numpy(), PATCH
     with torch.inference_mode():
         expected = encoder(pixels).last_hidden_state.numpy()
         difference = abs(runtime.run(["last_hidden_state"], {"pixel_values": array})[0] - expected).max()
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         encoders, runtimes = {}, {}
         for name in tqdm(arguments.shape, desc="exporting", unit="shape"):
-            encoders[name], _ = make_pair(name, "cpu")
+            encoders[name] = make_models(name, "cpu")["unit"].eval()
             path = Path(folder) / f"{name}.onnx"
             export_onnx(encoders[name], path)
             runtimes[name] = session(path, spinning=False)

@@ -1,5 +1,6 @@
 """benchmarks/common.py: operation counts against torch's own counter, timing in turns."""
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +220,17 @@ def test_ratio_is_of_medians():
 
 def test_matmul_rate_is_a_positive_rate():
     assert matmul_rate(sides=(64,), seconds=0) > 1e6
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).resolve().parents[1] / "benchmarks").glob("*.py")), ids=lambda path: path.stem
+)
+def test_every_benchmark_can_be_imported(path):
+    """What one takes from another is still there; what a benchmark needs beyond the suite's environment is skipped."""
+    try:
+        module = importlib.import_module(f"benchmarks.{path.stem}" if path.stem != "__init__" else "benchmarks")
+    except ModuleNotFoundError as error:
+        if error.name.split(".")[0] in ("benchmarks", "modeling_unit", "training", "unit_cli"):
+            raise
+        pytest.skip(f"{error.name} is not installed")
+    assert module.__doc__ or path.stem == "__init__"
