@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.common import encoder_flops, interleave, matmul_rate, ratio
-from benchmarks.encoder import PATCH, SHAPES, make_models
+from benchmarks.encoder import PATCH, make_models
 from training.evaluation.report import machine, markdown_table
 from training.onnx_export import check_packages, export_onnx, session
 
