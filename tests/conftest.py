@@ -10,6 +10,7 @@ import random
 import shutil
 import socket
 import tempfile
+import time
 
 _HOME = tempfile.mkdtemp(prefix="unit-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
@@ -74,3 +75,22 @@ def hub(tmp_path):
         with open(calls, "a") as file:
             file.writelines(f"{method} {route}\n" for method, route in server.calls())
     assert not server.errors, "\n".join(server.errors)
+
+
+@pytest.fixture
+def online(hub, monkeypatch):
+    """huggingface_hub of this process, awake, with the Hub on loopback, by LFS, and no waiting between attempts."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    address = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(hub.root / "no-token"))
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.05)))
+    huggingface_hub.close_session()
+    yield hub
+    huggingface_hub.close_session()

@@ -107,20 +107,6 @@ def exported(run, tmp_path_factory):
 
 
 @pytest.fixture
-def online(hub, monkeypatch):
-    """huggingface_hub of this process, awake, with the Hub on loopback, by LFS, and no waiting between attempts."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(hub.root / "no-token"))
-    sleep = time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.05)))
-    huggingface_hub.close_session()
-    yield hub
-    huggingface_hub.close_session()
-
-
-@pytest.fixture
 def unchecked(monkeypatch):
     """Without the clean process, where something else is looked at."""
     monkeypatch.setattr(publishing, "check_export", lambda *rest: None)

@@ -117,20 +117,25 @@ def replaced(folder: Path) -> Iterator[Path]:
 # -- for the Hub --------------------------------------------------------------------------------------------------
 
 
-def export_adapter(run: str | Path, folder: str | Path, base: str | None = None, license: str | None = None) -> Path:
+def export_adapter(
+    run: str | Path,
+    folder: str | Path,
+    base: str | None = None,
+    license: str | None = None,
+    local_files_only: bool = False,
+) -> Path:
     """Write a run's adapter as a repository folder: adapter, its card, the run's recipe, log and curve.
 
     Args:
         run: folder of a run, or of an adapter. folder: made; must be missing or empty.
         base: Hub id of the base model in place of the recorded one; needed where that is a folder of this machine.
         license: identifier of the Hub; by default what the base's own card says, and none where it says nothing.
+        local_files_only: the Hub is not asked for that card.
 
     Raises:
         ValueError: no adapter there, an adapter only as a pickle, a base that others cannot fetch, `folder` not empty.
     """
-    run = Path(run)
-    source = run if (run / CONFIG).is_file() or not (run / ADAPTER / CONFIG).is_file() else run / ADAPTER
-    source = find_adapter(source)
+    source = adapter_of(run)
     settings = read_settings(source)
     recorded, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     if base is not None:
@@ -143,15 +148,25 @@ def export_adapter(run: str | Path, folder: str | Path, base: str | None = None,
             "and name its id on the Hub as the base."
         )
     if license is None:
-        license = license_of(settings["base_model_name_or_path"], settings.get("revision"))
+        license = license_of(settings["base_model_name_or_path"], settings.get("revision"), local_files_only)
     if license is None and recorded:
-        license = license_of(recorded, revision)
+        license = license_of(recorded, revision, local_files_only)
     with written_whole(folder) as staging:
         (staging / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         shutil.copyfile(source / WEIGHTS, staging / WEIGHTS)
         write_card(staging, license)
         copy_provenance(source, staging)
     return Path(folder)
+
+
+def adapter_of(run: str | Path) -> Path:
+    """The folder of a run's adapter, or of an adapter itself.
+
+    Raises:
+        ValueError: see [`find_adapter`].
+    """
+    run = Path(run)
+    return find_adapter(run if (run / CONFIG).is_file() or not (run / ADAPTER / CONFIG).is_file() else run / ADAPTER)
 
 
 def is_folder(base: str | None) -> bool:

@@ -5,7 +5,7 @@ stranger's machine, where only the exported folder and transformers are there.
 
 The job names the `folder`, a `picture`, what is in the folder (`kind`: "full" or "encoder"), whether its code is to be
 run (`remote`), the `threads` to compute with and the folder to write to (`out`): `measured.safetensors`,
-`measured.json`.
+`measured.json`. For an adapter (`kind` "adapter") it names its `base`, a folder, and `inputs`, tensors, besides.
 """
 
 import hashlib
@@ -47,6 +47,17 @@ def read(model, processor, picture) -> tuple:
     return {"logits": logits, "generated": ids}, processor.decode_new(ids, inputs)[0]
 
 
+def adapted(model, inputs) -> dict:
+    """What a model with an adapter, UNIT or LLaVA, gives: logits, image features, the teacher's features."""
+    made = model(**inputs)
+    found = {"logits": made.logits}
+    if getattr(made, "image_features", None) is not None:
+        found["patches"] = made.image_features.patches
+        if hasattr(model, "vision_decoder"):
+            found["teacher features"] = model.reconstruct(made.image_features)
+    return found
+
+
 class _NotInstalled(MetaPathFinder):
     """Our packages may be installed, in place even: hide them, and whatever lies inside them."""
 
@@ -67,12 +78,28 @@ def _loaded(auto_class, job: dict, problems: list):
     return model.eval()
 
 
+def _measure_adapter(job: dict) -> dict:
+    import torch
+    import transformers
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    torch.set_num_threads(job["threads"])
+    auto = getattr(transformers, job["auto_class"])
+    with torch.no_grad():
+        base = auto.from_pretrained(job["base"], dtype=torch.float32, trust_remote_code=job["remote"])
+        model = PeftModel.from_pretrained(base, job["folder"]).eval()
+        return adapted(model, load_file(job["inputs"]))
+
+
 def main(job: dict) -> None:
     """Load the folder as a stranger does and write what it gives."""
     sys.meta_path.insert(0, _NotInstalled())
+    if job["kind"] == "adapter":
+        _write(job, _measure_adapter(job), {})
+        return
     import torch
     from PIL import Image
-    from safetensors.torch import save_file
     from transformers import (
         AutoImageProcessor,
         AutoModel,
@@ -100,6 +127,12 @@ def main(job: dict) -> None:
             model = None
             model = _loaded(AutoModelForPreTraining, job, words["problems"])
         words["weights"] = fingerprints(model)
+    _write(job, tensors, words)
+
+
+def _write(job: dict, tensors: dict, words: dict) -> None:
+    from safetensors.torch import save_file
+
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, str(Path(job["out"]) / "measured.safetensors"))
     (Path(job["out"]) / "measured.json").write_text(json.dumps(words), encoding="utf-8")

@@ -152,7 +152,10 @@ def load_source(source: Path, encoder_only: bool) -> tuple[Any, Any, str]:
     if not source.is_dir():
         raise PublishError(f"{source}: no such folder; name the folder of a run or of a saved model")
     if (source / "adapter_config.json").is_file():
-        raise PublishError(f"{source}: a PEFT adapter, not a whole model; merge it into its base first")
+        raise PublishError(
+            f"{source}: a PEFT adapter, not a whole model; `unit push --adapter` publishes it, `unit merge` puts it "
+            "into its base"
+        )
     if not (source / CONFIG).is_file():
         raise PublishError(f"{source}: no model there (the folder has no {CONFIG}); a run has one when it is finished")
     try:
@@ -300,8 +303,7 @@ def _copy_papers(source: Path, folder: Path, evaluation: str | Path | None) -> N
     except ValueError as error:
         raise PublishError(f"{source}: {error}") from error
     if recipe is not None:
-        training = {key: value for key, value in (recipe.get("training") or {}).items() if not key.startswith("hub_")}
-        recipe = _without_home(recipe | {"training": training} if training else recipe)
+        recipe = public_recipe(recipe)
         _write_json(folder / cards.RECIPE, recipe)
         _write_json(folder / cards.DATA, cards.data_list(recipe))
     given = Path(evaluation) if evaluation is not None else source / "evaluation"
@@ -319,6 +321,12 @@ def _copy_papers(source: Path, folder: Path, evaluation: str | Path | None) -> N
     for name in EVALUATION[1:]:
         if (given / name).is_file():
             shutil.copyfile(given / name, folder / "evaluation" / name)
+
+
+def public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A run's recipe without its settings of the Hub and the home folder of whoever trained."""
+    training = {key: value for key, value in (recipe.get("training") or {}).items() if not key.startswith("hub_")}
+    return _without_home(recipe | {"training": training} if training else recipe)
 
 
 def _draw_picture(encoder: Any, image_processor: UnitImageProcessor, path: Path) -> None:
@@ -402,15 +410,27 @@ def check_export(folder: Path, facts: dict[str, Any], expected: dict[str, Any], 
     Raises:
         ExportDiffers: it does not load there, or gives something else; the message says what.
     """
+    work.mkdir(parents=True)
+    probe_picture().save(work / "picture.png")
+    job = {"folder": str(folder), "picture": str(work / "picture.png")}
+    job |= {"kind": facts["kind"], "remote": facts["remote"], "clip": bool(facts["clip"])}
+    found, words = run_clean_process(job, work)
+    differences = list(compare(expected["tensors"], expected["words"], found, words))
+    if differences:
+        raise ExportDiffers(f"the export does not give what the model in memory gives: {'; '.join(differences)}")
+
+
+def run_clean_process(job: dict[str, Any], work: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Run `clean_process.py` on a job in the folder `work`; what it measured, tensors and words.
+
+    Raises:
+        ExportDiffers: it failed.
+    """
     from safetensors.torch import load_file
 
-    work.mkdir(parents=True)
     elsewhere = work / "elsewhere"
     elsewhere.mkdir()
-    probe_picture().save(work / "picture.png")
-    job = {"folder": str(folder), "picture": str(work / "picture.png"), "out": str(work)}
-    job |= {"kind": facts["kind"], "remote": facts["remote"], "clip": bool(facts["clip"])}
-    job["threads"] = torch.get_num_threads()
+    job = job | {"out": str(work), "threads": torch.get_num_threads()}
     (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
     tokens = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
     environment = {key: value for key, value in os.environ.items() if key not in tokens}
@@ -429,10 +449,7 @@ def check_export(folder: Path, facts: dict[str, Any], expected: dict[str, Any], 
         last = lines[-1].strip() if lines else f"exit status {process.returncode}"
         raise ExportDiffers(f"the export does not load in a clean process: {last}")
     words = json.loads((work / "measured.json").read_text(encoding="utf-8"))
-    found = load_file(work / "measured.safetensors")
-    differences = list(compare(expected["tensors"], expected["words"], found, words))
-    if differences:
-        raise ExportDiffers(f"the export does not give what the model in memory gives: {'; '.join(differences)}")
+    return load_file(work / "measured.safetensors"), words
 
 
 def compare(
@@ -489,7 +506,9 @@ def check_repo_id(repo_id: str) -> None:
         raise PublishError(f"{repo_id!r}: name the owner too, as in OWNER/{repo_id}")
 
 
-def check_access(api: Any, repo_id: str, private: bool = False, create_pr: bool = False) -> None:
+def check_access(
+    api: Any, repo_id: str, private: bool = False, create_pr: bool = False, repo_type: str = "model"
+) -> None:
     """Before the long work: a token, one that the Hub knows and that may write, a repository as private as asked for.
 
     Raises:
@@ -504,7 +523,7 @@ def check_access(api: Any, repo_id: str, private: bool = False, create_pr: bool 
     if role.get("role") == "read":
         raise PublishError("the token may only read: make one with the right to write")
     try:
-        info = api.model_info(repo_id)
+        info = api.repo_info(repo_id, repo_type=repo_type)
     except RepositoryNotFoundError:
         if create_pr:
             raise PublishError(
@@ -515,7 +534,7 @@ def check_access(api: Any, repo_id: str, private: bool = False, create_pr: bool 
             raise PublishError(f"the token has no right to make {repo_id}: it may in {', '.join(owners)}") from None
         return
     if not create_pr:
-        api.auth_check(repo_id, write=True)
+        api.auth_check(repo_id, repo_type=repo_type, write=True)
     if private and not info.private:
         raise PublishError(f"{repo_id}: exists and is public; --private is for a new repository")
 
@@ -528,30 +547,38 @@ def upload(
     private: bool = False,
     create_pr: bool = False,
     revision: str | None = None,
+    repo_type: str = "model",
+    own_files: re.Pattern[str] = OWN_FILES,
+    new_repository: dict[str, Any] | None = None,
 ) -> Published:
     """Bring a repository to what a folder holds in one commit: what differs is added, what an earlier push of ours
     left is deleted, everything else in it stays. The commit is refused if the branch moved meanwhile.
+
+    Args:
+        repo_type: "model" or "space". own_files: which paths an earlier push may have left.
+        new_repository: more arguments of `HfApi.create_repo`, for a repository that does not exist.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+    kind = {"repo_type": repo_type}
     try:
-        head = api.model_info(repo_id, revision=revision).sha
+        head = api.repo_info(repo_id, revision=revision, **kind).sha
     except RevisionNotFoundError:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-        head = api.model_info(repo_id, revision=revision).sha
+        api.create_branch(repo_id, branch=revision, exist_ok=True, **kind)
+        head = api.repo_info(repo_id, revision=revision, **kind).sha
     except RepositoryNotFoundError:
-        api.create_repo(repo_id, private=private or None, exist_ok=True)
+        api.create_repo(repo_id, private=private or None, exist_ok=True, **kind, **(new_repository or {}))
         if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        head = api.model_info(repo_id, revision=revision).sha
+            api.create_branch(repo_id, branch=revision, exist_ok=True, **kind)
+        head = api.repo_info(repo_id, revision=revision, **kind).sha
     there = {}
-    for entry in api.list_repo_tree(repo_id, recursive=True, revision=head):
+    for entry in api.list_repo_tree(repo_id, recursive=True, revision=head, **kind):
         if hasattr(entry, "blob_id"):  # folders have none
             there[entry.path] = entry.lfs.sha256 if entry.lfs else entry.blob_id
     names = [path.relative_to(folder).as_posix() for path in _files(folder)]
     changed = [name for name in names if there.get(name) not in _hashes(folder / name)]
-    stale = sorted(name for name in there if name not in names and OWN_FILES.match(name))
+    stale = sorted(name for name in there if name not in names and own_files.match(name))
     if not changed and not stale:
         return Published(repo_id, commit=head)
     operations: list[Any] = [CommitOperationAdd(name, str(folder / name)) for name in changed]
@@ -563,6 +590,7 @@ def upload(
         parent_commit=head,
         revision=revision,
         create_pr=create_pr,
+        **kind,
     )
     return Published(repo_id, commit=done.oid, url=done.pr_url or done.commit_url, uploaded=changed + stale)
 

@@ -15,7 +15,7 @@ from importlib import import_module
 from .common import CommandError
 
 COMMANDS = ("read", "describe", "features", "demo", "convert", "export", "llava")
-COMMANDS += ("train", "merge", "data", "evaluate", "push")
+COMMANDS += ("train", "merge", "data", "evaluate", "push", "push-space")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        module = import_module(f".{name}", __package__)
+        module = import_module(f".{name.replace('-', '_')}", __package__)
         module.add_parser(subparsers)
         subparsers.choices[name].set_defaults(run=module.run)
     return top

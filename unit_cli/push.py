@@ -17,11 +17,18 @@ def add_parser(subparsers) -> None:
         help="publish a run or a model on the Hugging Face Hub",
         description="Export to a temporary folder with code and card, load that in a clean process, compare every "
         "weight and output with the model in memory, and only then upload, in one commit.",
-        epilog="example: unit push runs/my-run me/my-unit --private",
+        epilog="examples: unit push runs/my-run me/my-unit --private; "
+        "unit push --adapter runs/my-lora me/my-adapter --base me/my-base",
     )
     parser.add_argument("source", metavar="RUN_OR_FOLDER", help="folder of a run, or of a saved UNIT model or encoder")
     parser.add_argument("repo_id", metavar="OWNER/NAME", help="repository on the Hub; made when it does not exist")
     parser.add_argument("--encoder-only", action="store_true", help="publish only the encoder of a full model")
+    parser.add_argument(
+        "--adapter", action="store_true", help="publish the run's LoRA adapter, not its merged weights"
+    )
+    parser.add_argument(
+        "--base", metavar="OWNER/BASE", help="with --adapter: the base on the Hub, where the run started from a folder"
+    )
     parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to, made when it does not exist")
@@ -29,13 +36,20 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--evaluation", metavar="FOLDER", help="what unit evaluate wrote (default: RUN_OR_FOLDER/evaluation if there)"
     )
-    parser.add_argument("--license", default="apache-2.0", help="of the weights, as the Hub names it (apache-2.0)")
+    parser.add_argument(
+        "--license", help="of the weights, as the Hub names it (default: apache-2.0; of an adapter, its base's)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Publish; whatever stops it is one line, and then nothing was uploaded."""
     if args.create_pr and args.revision is not None:
         raise CommandError("--create-pr opens its request on the default branch: leave out --revision")
+    if args.base is not None and not args.adapter:
+        raise CommandError("--base goes with --adapter")
+    if args.adapter and (args.encoder_only or args.evaluation is not None):
+        other = "--encoder-only" if args.encoder_only else "--evaluation"
+        raise CommandError(f"{other} does not go with --adapter")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -43,22 +57,31 @@ def run(args: argparse.Namespace) -> int:
         import transformers
 
         from training.publish import PublishError, publish
+
+        if args.adapter:
+            from training.publish_adapter import publish_adapter
     except ImportError as error:
         raise CommandError(missing_extra(error)) from error
     transformers.logging.disable_progress_bar()
     try:
-        done = publish(
-            args.source,
-            args.repo_id,
-            encoder_only=args.encoder_only,
-            private=args.private,
-            create_pr=args.create_pr,
-            revision=args.revision,
-            dry_run=args.dry_run,
-            evaluation=args.evaluation,
-            license=args.license,
-            say=lambda line: print(line, file=sys.stderr, flush=True),
-        )
+        common = {
+            "private": args.private,
+            "create_pr": args.create_pr,
+            "revision": args.revision,
+            "dry_run": args.dry_run,
+            "say": lambda line: print(line, file=sys.stderr, flush=True),
+        }
+        if args.adapter:
+            done = publish_adapter(args.source, args.repo_id, base=args.base, license=args.license, **common)
+        else:
+            done = publish(
+                args.source,
+                args.repo_id,
+                encoder_only=args.encoder_only,
+                evaluation=args.evaluation,
+                license=args.license or "apache-2.0",
+                **common,
+            )
     except PublishError as error:
         raise CommandError(str(error)) from error
     except OSError as error:

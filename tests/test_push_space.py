@@ -1,0 +1,146 @@
+"""`unit push-space`: the demo's files to a Space on loopback, and its app built from what lies there."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from huggingface_hub import HfApi, SpaceCard
+
+from training import publish_space as spaces
+from training.publish import PublishError, upload
+from training.publish_space import publish_space
+from unit_cli.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def client(online, monkeypatch, tmp_path):
+    """Of a Hub that has a full model and one without weights."""
+    api = HfApi(endpoint=online.endpoint, token=online.token)
+    monkeypatch.setattr(spaces, "_api", lambda: api)
+    tiny.unit_model().save_pretrained(tmp_path / "model")
+    tiny.processor().save_pretrained(tmp_path / "model")
+    upload(tmp_path / "model", "alice/unit", api)
+    api.create_repo("alice/empty")
+    return api
+
+
+BUILT_BY_A_SPACE = """
+import runpy, sys, os
+from pathlib import Path
+root, model = Path(sys.argv[1]), sys.argv[2]
+sys.path[:] = [path for path in sys.path if path not in ("", sys.argv[3])]
+module = runpy.run_path(str(root / "spaces_demo" / "app.py"), run_name="app")
+module["build"]()
+import spaces_demo.inference, modeling_unit
+for loaded in (spaces_demo.inference, modeling_unit):
+    assert Path(loaded.__file__).is_relative_to(root), loaded.__file__
+demo = spaces_demo.inference.Demo.load()
+assert demo.name == Path(model).name, demo.name
+assert all(path.is_file() for path in module["PAGES"] + module["PICTURES"])
+from spaces_demo.sample_run import word_f1
+assert word_f1("a b", "b a") == 1
+print("built")
+"""
+
+
+def test_the_app_is_built_from_what_lies_in_the_space(client, online, tmp_path):
+    pytest.importorskip("gradio")
+    done = publish_space("alice/demo", "alice/unit")
+    assert done.commit == online.head("alice/demo", kind="spaces")
+    files = online.files("alice/demo", kind="spaces")
+    assert set(files) == set(done.files) | {".gitattributes"}
+    assert not [name for name in files if "checkpoints" in name or name.endswith((".safetensors", ".pyc"))]
+    card = SpaceCard(files["README.md"].decode()).data
+    assert card.sdk == "gradio"
+    assert card.models == ["alice/unit"]
+    assert card.app_file in files
+    assert b'Client("alice/demo")' in files["README.md"]
+    assert files["requirements.txt"] == (ROOT / "spaces_demo" / "requirements.txt").read_bytes()
+    assert client.get_space_variables("alice/demo")["UNIT_MODEL_ID"].value == "alice/unit"
+    assert not online.leaks()
+    root = client.snapshot_download("alice/demo", repo_type="space", local_dir=tmp_path / "space")
+    model = str(tmp_path / "model")
+    command = [sys.executable, "-I", "-c", BUILT_BY_A_SPACE, root, model, str(ROOT)]
+    made = online.run(command, cwd=tmp_path, env={"UNIT_MODEL_ID": model}, token=None)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.strip().endswith("built")
+
+
+def test_an_unchanged_space_is_left_alone_and_another_model_is_named(client, online, capsys):
+    publish_space("alice/demo", "alice/unit", private=True)
+    assert client.space_info("alice/demo").private
+    before, head = len(online.requests), online.head("alice/demo", kind="spaces")
+    assert main(["push-space", "alice/demo", "--model", "alice/unit"]) == 0
+    assert "nothing to upload" in capsys.readouterr().out
+    assert not [one for one in online.requests[before:] if one.method in ("POST", "PUT")]
+    client.delete_space_variable("alice/demo", "UNIT_MODEL_ID")
+    client.upload_file(path_or_fileobj=b"old", path_in_repo="unit_cli/old.py", repo_id="alice/demo", repo_type="space")
+    client.upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id="alice/demo", repo_type="space")
+    assert publish_space("alice/demo", "alice/unit").uploaded == ["unit_cli/old.py"]
+    assert client.get_space_variables("alice/demo")["UNIT_MODEL_ID"].value == "alice/unit"
+    assert "notes.txt" in online.files("alice/demo", kind="spaces")
+    assert online.head("alice/demo", kind="spaces") != head
+
+
+def test_a_pull_request_leaves_the_variable_and_the_branch(client, online):
+    said = []
+    client.create_repo("alice/demo", repo_type="space", space_sdk="gradio")
+    head = online.head("alice/demo", kind="spaces")
+    done = publish_space("alice/demo", "alice/unit", create_pr=True, say=said.append)
+    assert online.head("alice/demo", kind="spaces") == head
+    assert "spaces_demo/app.py" in online.files("alice/demo", "refs/pr/1", kind="spaces")
+    assert done.url.endswith("/discussions/1")
+    assert not client.get_space_variables("alice/demo")
+    assert any("UNIT_MODEL_ID" in line for line in said)
+
+
+def test_a_private_model_needs_a_secret(client):
+    said = []
+    client.update_repo_settings("alice/unit", private=True)
+    publish_space("alice/demo", "alice/unit", say=said.append)
+    assert any("secret HF_TOKEN" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("alice/gone", "no such model"),
+        ("alice/empty", "has no weights"),
+        ("alice/encoder", "needs a full UNIT model"),
+        ("gone", "name the owner too"),
+    ],
+)
+def test_a_model_that_the_space_cannot_use_is_refused(client, online, tmp_path, capsys, model, said):
+    tiny.unit_model().vision_model.save_pretrained(tmp_path / "encoder")
+    upload(tmp_path / "encoder", "alice/encoder", client)
+    assert main(["push-space", "alice/demo", "--model", model]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert online.repository("spaces", "alice/demo") is None
+
+
+def test_who_may_not_write_is_refused(client, online, monkeypatch):
+    from hub_server import ALICE_READ_ONLY, BOB
+
+    publish_space("alice/demo", "alice/unit")
+    for token, said in ((BOB, "no right to write"), (ALICE_READ_ONLY, "may only read")):
+        with pytest.raises(PublishError, match=said):
+            publish_space("alice/demo", "alice/unit", api=HfApi(endpoint=online.endpoint, token=token))
+
+
+def test_a_dry_run_leaves_the_files_without_network(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert main(["push-space", "alice/demo", "--model", "alice/unit", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "nothing was uploaded" in said
+    assert "spaces_demo/app.py" in said
+    (space,) = tmp_path.glob("unit-space-*/space")
+    assert (space / "unit_cli" / "inputs.py").is_file()
+    assert (space / "training" / "data" / "text.py").is_file()
+    assert not (space / "training" / "trainer.py").exists()
+    assert json.dumps(str(ROOT)) not in (space / "README.md").read_text()

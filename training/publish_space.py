@@ -1,0 +1,189 @@
+"""The demo to a Space on the Hugging Face Hub: `unit push-space`. One commit, and the variable that names the model.
+
+    publish_space("me/unit-demo", "me/my-unit")
+
+What goes up is `spaces_demo/` with its samples, `modeling_unit/` without checkpoints, and of our other packages the
+modules that those import. `README.md` and `requirements.txt` stand at the root, where a Space looks for them.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .publish import (
+    CONFIG,
+    README,
+    Published,
+    PublishError,
+    _api,
+    _files,
+    _token,
+    check_access,
+    check_repo_id,
+    explained,
+    refuse_secrets,
+    upload,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("modeling_unit", "configuration_unit", "training", "unit_cli", "spaces_demo")
+STARTS = ("app", "inference", "limits", "sample_run")  # modules of the Space
+OWN_FILES = re.compile(rf"^({'|'.join(PACKAGES)})/|^requirements\.txt$")  # what an earlier push may have left
+VARIABLE = "UNIT_MODEL_ID"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def publish_space(
+    repo_id: str,
+    model_id: str,
+    *,
+    private: bool = False,
+    create_pr: bool = False,
+    dry_run: bool = False,
+    api: Any = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Published:
+    """Publish the demo of a model as a Space.
+
+    Args:
+        repo_id: `OWNER/NAME` of the Space; made, with Gradio, when it does not exist.
+        model_id: full UNIT model on the Hub; the Space's variable `UNIT_MODEL_ID` is set to it.
+        private: make the Space private. create_pr: open a pull request; the variable is then left as it is.
+        dry_run: write the files and leave them, named in the result; no network, the model is not looked at.
+        api, say: as of `publish`.
+
+    Raises:
+        PublishError: no such model, one without weights, one that cannot read; no token or no right, no connection, a
+            race with another push. The Space's branch is as it was.
+    """
+    check_repo_id(repo_id)
+    check_repo_id(model_id)
+    if not dry_run:
+        api = api or _api()
+        with explained(repo_id, api):
+            check_access(api, repo_id, private, create_pr, repo_type="space")
+        with explained(model_id, api):
+            if check_model(api, model_id):
+                say(f"{model_id} is not public: give the Space a secret HF_TOKEN that may read it")
+    work = Path(tempfile.mkdtemp(prefix="unit-space-"))
+    kept = False
+    try:
+        folder = work / "space"
+        write_space(folder, repo_id, model_id)
+        refuse_secrets(folder, None if api is None else _token(api))
+        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
+        if dry_run:
+            kept = True
+            return Published(repo_id, folder=folder, files=files)
+        say(f"uploading to the Space {repo_id}")
+        with explained(repo_id, api):
+            # a new Space has the variable from the start, or it would begin with a model that is not there
+            made = {"space_sdk": "gradio", "space_variables": [{"key": VARIABLE, "value": model_id}]}
+            done = upload(
+                folder,
+                repo_id,
+                api,
+                private=private,
+                create_pr=create_pr,
+                repo_type="space",
+                own_files=OWN_FILES,
+                new_repository=made,
+            )
+            if create_pr:
+                say(f"the variable {VARIABLE} of {repo_id} is left as it is: its owner sets it to {model_id}")
+            else:
+                set_variable(api, repo_id, model_id)
+        done.files = files
+        return done
+    finally:
+        if not kept:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def check_model(api: Any, model_id: str) -> bool:
+    """Whether a model is private or gated, so that the Space needs a token for it.
+
+    Raises:
+        PublishError: there is none, without weights in safetensors, or not a full UNIT model.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        info = api.model_info(model_id)
+    except RepositoryNotFoundError:
+        raise PublishError(f"{model_id}: no such model on the Hub, or the token may not see it") from None
+    names = {each.rfilename for each in info.siblings or []}
+    if not names.intersection(WEIGHTS):
+        raise PublishError(f"{model_id}: has no weights (no {WEIGHTS[0]}); push the model first")
+    kind = None
+    if CONFIG in names:
+        kind = json.loads(Path(api.hf_hub_download(model_id, CONFIG, revision=info.sha)).read_text("utf-8"))
+        kind = kind.get("model_type") if isinstance(kind, dict) else None
+    if kind != "unit":
+        raise PublishError(f"{model_id}: the Space reads text: it needs a full UNIT model, this one is {kind!r}")
+    return bool(info.private or info.gated)
+
+
+def set_variable(api: Any, repo_id: str, model_id: str) -> None:
+    """Name the model to the Space, which restarts; nothing is done where it is named already."""
+    there = api.get_space_variables(repo_id).get(VARIABLE)
+    if there is None or there.value != model_id:
+        api.add_space_variable(repo_id, VARIABLE, model_id)
+
+
+def write_space(folder: Path, repo_id: str, model_id: str) -> None:
+    """Write into `folder`, which is made, what a Space's repository holds."""
+    demo = ROOT / "spaces_demo"
+    chosen = needed_modules() | set((ROOT / "modeling_unit").glob("*.py"))
+    chosen |= {path for path in (demo / "samples").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    for path in sorted(chosen):
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    shutil.copyfile(demo / "requirements.txt", folder / "requirements.txt")
+    card = (demo / README).read_text(encoding="utf-8")
+    head, front, text = card.split("---\n", 2)
+    text = text.replace('Client("OWNER/SPACE")', f'Client("{repo_id}")')
+    (folder / README).write_text(f"{head}---\n{front}models:\n  - {model_id}\n---\n{text}", encoding="utf-8")
+
+
+def needed_modules() -> set[Path]:
+    """Files of our packages that the Space imports, whether at the top of a module or inside a function."""
+    waiting = [f"spaces_demo.{name}" for name in STARTS]
+    found: set[Path] = set()
+    while waiting:
+        name = waiting.pop()
+        path = _file_of(name)
+        if path is None:  # an attribute of a module
+            continue
+        if "." in name:
+            waiting.append(name.rpartition(".")[0])  # importing it runs the packages that it lies in
+        if path in found:
+            continue
+        found.add(path)
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                waiting += [each.name for each in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+                start = ".".join([*parts, *([node.module] if node.module else [])])
+                waiting += [start, *(f"{start}.{each.name}" for each in node.names)]
+    return found
+
+
+def _file_of(name: str) -> Path | None:
+    if name.partition(".")[0] not in PACKAGES:
+        return None
+    path = ROOT.joinpath(*name.split("."))
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return file
+    return None
