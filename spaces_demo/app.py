@@ -46,6 +46,7 @@ PAGES = [SAMPLES / "pages" / f"{name}.png" for name in ("dice", "anthology", "ed
 PICTURES = [
     SAMPLES / "pictures" / f"{name}.jpg" for name in ("dog", "duck", "panda", "baseball", "screwdriver", "windmill")
 ]
+BEFORE = "What is read appears here, as it is read."
 ONE_AT_A_TIME = "model"  # all views share one model and one turn
 
 HEADER = """<header class="unit-header"><h1>UNIT</h1>
@@ -239,7 +240,7 @@ def scale_cards(scales, kind: str) -> str:
     return (
         f'<div class="unit-cards{wide}">{"".join(cards)}</div><p class="unit-note">The bars: mean cosine between the '
         "patch features at this resolution and at the usual one; the second stage of training is there to keep it "
-        "high. Equal colours are equal features.</p>"
+        "high. Like colours are like features.</p>"
     )
 
 
@@ -259,7 +260,7 @@ def inside_cards(found) -> str:
     said = f"{rows} × {cols} patches; the three strongest components of their features as red, green and blue. "
     if found.likeness is not None:
         said += (
-            "The second and the third picture have one set of colours: equal colours are equal features. Mean cosine "
+            "The second and the third picture have one set of colours: like colours are like features. Mean cosine "
             f"between the two: <strong>{found.likeness:.2f}</strong>."
         )
     elif found.teacher is None:
@@ -285,7 +286,7 @@ def build(load: Callable[[], Any] = load_demo) -> gr.Blocks:
         Returns the page with its blocks framed, the text, how the reading went (HTML), the blocks with box, text and
         confidence (JSON), and the text as a file.
         """
-        yield None, "", _note("Opening the file…"), None, None  # nothing of an earlier page beside this one
+        yield None, "", _note(BEFORE), None, None  # nothing of an earlier page beside this one
         demo = loading.get()
         for image, partial in demo.read(file, page):
             drawn = draw_blocks(image, partial.page.blocks, min(PAGE_WIDTH, image.width), partial.waiting)
@@ -358,7 +359,7 @@ def build(load: Callable[[], Any] = load_demo) -> gr.Blocks:
                         button = gr.Button("Read", variant="primary")
                         examples = _examples(PAGES)
                     with gr.Column(scale=2, min_width=320, elem_classes="unit-results"):
-                        note = gr.HTML(_note("What is read appears here, as it is read."), padding=False)
+                        note = gr.HTML(_note(BEFORE), padding=False)
                         with gr.Row():
                             drawn = gr.Image(
                                 label="The page and its blocks",
