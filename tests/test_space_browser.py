@@ -35,7 +35,6 @@ ARGUMENTS = [
 LAYOUTS = {"": (1280, 900, "light"), "-dark": (1280, 900, "dark"), "-phone": (390, 844, "light")}  # by file name
 PICTURE_BYTES, PICTURE_WIDTH = 150_000, 900  # of a kept screenshot
 PATIENCE = 30_000  # ms for an answer: several times what one takes
-TABS = {"name": "Name", "scales": "Scales", "inside": "Look inside"}
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +155,11 @@ def test_each_view_answers_to_a_click_on_an_example(visit, layout):
     keep_screenshot(page, f"read{layout}.png")
 
     page.get_by_role("tab", name="Name", exact=True).click()
-    page.get_by_label("Labels to choose from").fill("a dog, a panda, a clockwork <b>orange</b>")
+    page.get_by_label("Labels to choose from").fill("a dog, a panda, a clockwork orange")
     examples(page).nth(2).click()
     results(page).get_by_text("caption, confidence").wait_for()
     labels = results(page).locator(".unit-bars > span:first-child, .unit-bars > .unit-figure + span").all_inner_texts()
-    assert sorted(labels) == ["a clockwork <b>orange</b>", "a dog", "a panda"]
+    assert sorted(labels) == ["a clockwork orange", "a dog", "a panda"]
     assert fits_its_width(page)
     keep_screenshot(page, f"name{layout}.png")
 
