@@ -340,14 +340,20 @@ def freeze_unread(encoder: nn.Module) -> list[str]:
 
 
 def check_pixels(config: PreTrainedConfig, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None) -> None:
-    """Raise `ValueError` for pixels that an encoder of transformers cannot take, as UNIT's own does for itself."""
-    channels, patch = config.num_channels, config.patch_size
-    if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
+    """Raise `ValueError` for pixels that an encoder, ours or one of transformers, cannot take."""
+    if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4:
         shape = tuple(pixel_values.shape) if hasattr(pixel_values, "shape") else type(pixel_values).__name__
-        raise ValueError(f"pixel_values must be a tensor (batch, {channels}, height, width), got {shape}.")
+        packed = isinstance(pixel_values, torch.Tensor) and pixel_values.dim() == 2
+        raise ValueError(
+            f"pixel_values must be a tensor (batch, {config.num_channels}, height, width), got {shape}."
+            + (" Packed patches need image_grid_hw beside them." if packed else "")
+        )
     if not pixel_values.shape[0]:
         raise ValueError("pixel_values is empty: give at least one image.")
-    height, width = pixel_values.shape[-2:]
+    channels, height, width = pixel_values.shape[1:]
+    if channels != config.num_channels:
+        raise ValueError(f"pixel_values has {channels} channels, the model takes {config.num_channels}.")
+    patch = config.patch_size
     if height % patch or width % patch or not height or not width:
         raise ValueError(
             f"The image is {height} x {width} pixels; height and width must be multiples of the patch size {patch}. "
@@ -360,7 +366,8 @@ def check_pixels(config: PreTrainedConfig, pixel_values: torch.Tensor, spatial_s
                 f"spatial_shapes must be (batch, 2), rows and columns in patches; got {tuple(spatial_shapes.shape)} "
                 f"for a batch of {pixel_values.shape[0]}."
             )
-        if any(not (1 <= own[0] <= rows and 1 <= own[1] <= cols) for own in spatial_shapes.tolist()):
+        limit = torch.tensor([rows, cols], device=spatial_shapes.device)
+        if bool((spatial_shapes > limit).any() or (spatial_shapes < 1).any()):
             raise ValueError(f"spatial_shapes must lie between 1 and the padded grid {rows} x {cols}.")
 
 
@@ -478,11 +485,18 @@ def _asked_for(config: PreTrainedConfig, kwargs: dict[str, Any]):
     words = {key: value for key, value in kwargs.items() if value is not None and key != "return_dict"}
     if "output_hidden_states" in words:
         words["output_hidden_states"] = words["output_hidden_states"] is not False
+    with eager_attention(config, words.get("output_attentions", False)):
+        yield words
+
+
+@contextmanager
+def eager_attention(config: PreTrainedConfig, wanted: bool):
+    """Attention whose weights can be looked at, for the time of a pass, when `wanted`."""
     implementation = config._attn_implementation
-    if words.get("output_attentions"):
+    if wanted:
         config._attn_implementation = "eager"
     try:
-        yield words
+        yield
     finally:
         config._attn_implementation = implementation
 

@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 
-from .architectures_unit import patch_mask
+from .architectures_unit import check_pixels, eager_attention, patch_mask
 from .compat_unit import (
     ALL_ATTENTION_FUNCTIONS,
     GradientCheckpointingLayer,
@@ -518,38 +518,6 @@ class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.projection
 
-    def check_inputs(self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor | None) -> None:
-        """Raise `ValueError` for pixels that the encoder cannot take."""
-        config = self.config
-        if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4:
-            shape = tuple(pixel_values.shape) if hasattr(pixel_values, "shape") else type(pixel_values).__name__
-            packed = isinstance(pixel_values, torch.Tensor) and pixel_values.dim() == 2
-            raise ValueError(
-                f"pixel_values must be a tensor (batch, {config.num_channels}, height, width), got {shape}."
-                + (" Packed patches need image_grid_hw beside them." if packed else "")
-            )
-        if not pixel_values.shape[0]:
-            raise ValueError("pixel_values is empty: give at least one image.")
-        channels, height, width = pixel_values.shape[1:]
-        if channels != config.num_channels:
-            raise ValueError(f"pixel_values has {channels} channels, the model takes {config.num_channels}.")
-        patch = config.patch_size
-        if height % patch or width % patch or not height or not width:
-            raise ValueError(
-                f"The image is {height} x {width} pixels; height and width must be multiples of the patch size "
-                f"{patch}. Use the model's image processor, or resize or pad the image."
-            )
-        if spatial_shapes is not None:
-            rows, cols = height // patch, width // patch
-            if spatial_shapes.shape != (pixel_values.shape[0], 2):
-                raise ValueError(
-                    f"spatial_shapes must be (batch, 2), rows and columns in patches; got "
-                    f"{tuple(spatial_shapes.shape)} for a batch of {pixel_values.shape[0]}."
-                )
-            limit = torch.tensor([rows, cols], device=spatial_shapes.device)
-            if bool((spatial_shapes > limit).any() or (spatial_shapes < 1).any()):
-                raise ValueError(f"spatial_shapes must lie between 1 and the padded grid {rows} x {cols}.")
-
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -583,7 +551,7 @@ class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
             ValueError: for pixels of a wrong shape, or grids that do not fit them.
         """
         if image_grid_hw is None:
-            self.check_inputs(pixel_values, spatial_shapes)
+            check_pixels(self.config, pixel_values, spatial_shapes)
         else:
             if spatial_shapes is not None:
                 raise ValueError("Give spatial_shapes for a padded batch or image_grid_hw for a pack, not both.")
@@ -593,10 +561,7 @@ class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
         wants_hidden = wants_hidden is not None and wants_hidden is not False
         wants_attentions = config.output_attentions if output_attentions is None else output_attentions
         return_dict = config.return_dict if return_dict is None else return_dict
-        implementation = config._attn_implementation
-        if wants_attentions and implementation != "eager":
-            config._attn_implementation = "eager"
-        try:
+        with eager_attention(config, wants_attentions):
             layout = None
             if image_grid_hw is None:
                 hidden_states = self.embeddings(pixel_values.to(self.dtype), spatial_shapes)
@@ -623,8 +588,6 @@ class UnitVisionModel(UnitEncoderFeatures, UnitPreTrainedModel):
                 hidden_states, weights = block(hidden_states, attention_mask, layout)
                 if wants_attentions:
                     all_attentions.append(weights)
-        finally:
-            config._attn_implementation = implementation
         output = self._output_tokens(hidden_states, layout)
         if wants_hidden:
             all_hidden.append(output)

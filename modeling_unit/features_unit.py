@@ -5,13 +5,12 @@ Shapes: B images, rows x cols patches, D width, S prefix tokens in the encoder's
 
 import inspect
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from transformers.utils import ModelOutput
 
-from .architectures_unit import known_architecture, patch_mask, prefix_tokens, run_encoder
+from .architectures_unit import eager_attention, known_architecture, patch_mask, prefix_tokens, run_encoder
 
 
 @dataclass
@@ -116,7 +115,7 @@ def _ours(encoder, pixel_values, chosen, spatial_shapes, final_norm, attention) 
     modules = [encoder.embeddings, *encoder.blocks]
     hooks = [modules[layer].register_forward_hook(catch(layer)) for layer in set(chosen)]
     try:
-        with _eager(encoder.config, attention):
+        with eager_attention(encoder.config, attention):
             encoder(pixel_values, spatial_shapes=spatial_shapes)
     finally:
         for hook in hooks:
@@ -143,17 +142,6 @@ def any_size(encoder) -> dict:
         )
     named = {one.name for one in takes}
     return {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in named else {}
-
-
-@contextmanager
-def _eager(config, wanted: bool):
-    before = config._attn_implementation
-    if wanted:
-        config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 def _theirs(encoder, pixel_values, chosen, spatial_shapes, final_norm, attention) -> dict:

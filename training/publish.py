@@ -33,6 +33,7 @@ from . import card as cards
 from . import clean_process
 
 MAX_SHARD_SIZE = "5GB"  # [ours]; transformers' own is ten times as much, which nobody wants to fetch twice
+CHECK = "check"  # in a workplace: what the clean process is given and gives
 CONFIG, PREPROCESSOR, README = "config.json", "preprocessor_config.json", "README.md"
 EVALUATION = ("results.json", "report.md", "report.png")
 # Files that an earlier push of ours may have left and that this one replaces as a whole
@@ -114,30 +115,45 @@ def publish(
         api = api or _api()
         with explained(repo_id, api):
             check_access(api, repo_id, private, create_pr)
-    work = Path(tempfile.mkdtemp(prefix="unit-push-"))
-    kept = False
-    try:
+    with workplace("unit-push-", dry_run) as work:
         folder = work / "export"
         say(f"exporting {source}")
         facts, expected = export(model, processor, kind, source, folder, evaluation, license)
         del model
         say("checking the export in a clean process")
-        check_export(folder, facts, expected, work / "check")
+        check_export(folder, facts, expected, work / CHECK)
         (folder / README).write_text(str(cards.make_card(folder, repo_id, facts)), encoding="utf-8")
-        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
-        refuse_secrets(folder, None if api is None else _token(api))
-        if dry_run:
-            kept = True
-            return Published(repo_id, folder=folder, files=files)
-        say(f"uploading to {repo_id}")
-        with explained(repo_id, api):
-            done = upload(folder, repo_id, api, private=private, create_pr=create_pr, revision=revision)
-        done.files = files
-        return done
+        where = {"private": private, "create_pr": create_pr, "revision": revision}
+        return hand_over(folder, repo_id, api, dry_run, say, **where)
+
+
+@contextmanager
+def workplace(prefix: str, keep: bool) -> Iterator[Path]:
+    """A folder for the time of a push, with what is to be uploaded and, under `CHECK`, what the check leaves. `keep`:
+    what is to be uploaded stays when all went well."""
+    work, well = Path(tempfile.mkdtemp(prefix=prefix)), False
+    try:
+        yield work
+        well = True
     finally:
-        shutil.rmtree(work / "check", ignore_errors=True)
-        if not kept:
+        shutil.rmtree(work / CHECK, ignore_errors=True)
+        if not (keep and well):
             shutil.rmtree(work, ignore_errors=True)
+
+
+def hand_over(
+    folder: Path, repo_id: str, api: Any, dry_run: bool, say: Callable[[str], None], what: str = "", **where
+) -> Published:
+    """The last step of every push: no token among the files, then [`upload`] with `where`, or only what they are."""
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
+    refuse_secrets(folder, None if api is None else _token(api))
+    if dry_run:
+        return Published(repo_id, folder=folder, files=files)
+    say(f"uploading to {what}{repo_id}")
+    with explained(repo_id, api):
+        done = upload(folder, repo_id, api, **where)
+    done.files = files
+    return done
 
 
 # -- what is published --------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,23 +24,22 @@ from . import card as cards
 from . import clean_process
 from .adapter import adapter_of, export_adapter, is_folder, load_base, put_on, read_settings
 from .publish import (
+    CHECK,
     CONFIG,
     ExportDiffers,
     Published,
     PublishError,
     _api,
-    _files,
     _first_line,
-    _token,
     _write_json,
     check_access,
     check_repo_id,
     explained,
+    hand_over,
     probe_picture,
     public_recipe,
-    refuse_secrets,
     run_clean_process,
-    upload,
+    workplace,
 )
 
 TOLERANCE = 1e-5  # of the largest output, or of 1: two ways of loading may multiply in another order [ours]
@@ -82,9 +80,7 @@ def publish_adapter(
         check_repo_id(base)
     if not source.is_dir():
         raise PublishError(f"{source}: no such folder; name the folder of a run or of an adapter")
-    work = Path(tempfile.mkdtemp(prefix="unit-push-"))
-    kept = False
-    try:
+    with workplace("unit-push-", dry_run) as work:
         folder = work / "export"
         try:
             settings = read_settings(adapter_of(source))
@@ -107,25 +103,13 @@ def publish_adapter(
             trained_on = _base_folder(recorded, commit, api, dry_run)
             named = trained_on if base is None else _base_folder(base, None, api, dry_run)
             say("checking the adapter on its base in a clean process")
-            check_adapter(adapter_of(source), trained_on, folder, named, work / "check")
+            check_adapter(adapter_of(source), trained_on, folder, named, work / CHECK)
         except PublishError:
             raise
         except ValueError as error:
             raise PublishError(_first_line(error)) from error
-        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
-        refuse_secrets(folder, None if api is None else _token(api))
-        if dry_run:
-            kept = True
-            return Published(repo_id, folder=folder, files=files)
-        say(f"uploading to {repo_id}")
-        with explained(repo_id, api):
-            done = upload(folder, repo_id, api, private=private, create_pr=create_pr, revision=revision)
-        done.files = files
-        return done
-    finally:
-        shutil.rmtree(work / "check", ignore_errors=True)
-        if not kept:
-            shutil.rmtree(work, ignore_errors=True)
+        where = {"private": private, "create_pr": create_pr, "revision": revision}
+        return hand_over(folder, repo_id, api, dry_run, say, **where)
 
 
 def _base_folder(base: str, commit: str | None, api: Any, local_files_only: bool) -> Path:

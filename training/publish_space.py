@@ -12,7 +12,6 @@ import ast
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,11 @@ from .publish import (
     Published,
     PublishError,
     _api,
-    _files,
-    _token,
     check_access,
     check_repo_id,
     explained,
-    refuse_secrets,
-    upload,
+    hand_over,
+    workplace,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,39 +69,29 @@ def publish_space(
         with explained(model_id, api):
             if check_model(api, model_id):
                 say(f"{model_id} is not public: give the Space a secret HF_TOKEN that may read it")
-    work = Path(tempfile.mkdtemp(prefix="unit-space-"))
-    kept = False
-    try:
+    with workplace("unit-space-", dry_run) as work:
         folder = work / "space"
         write_space(folder, repo_id, model_id)
-        refuse_secrets(folder, None if api is None else _token(api))
-        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
-        if dry_run:
-            kept = True
-            return Published(repo_id, folder=folder, files=files)
-        say(f"uploading to the Space {repo_id}")
-        with explained(repo_id, api):
+        done = hand_over(
+            folder,
+            repo_id,
+            api,
+            dry_run,
+            say,
+            "the Space ",
+            private=private,
+            create_pr=create_pr,
+            repo_type="space",
+            own_files=OWN_FILES,
             # a new Space has the variable from the start, or it would begin with a model that is not there
-            made = {"space_sdk": "gradio", "space_variables": [{"key": VARIABLE, "value": model_id}]}
-            done = upload(
-                folder,
-                repo_id,
-                api,
-                private=private,
-                create_pr=create_pr,
-                repo_type="space",
-                own_files=OWN_FILES,
-                new_repository=made,
-            )
-            if create_pr:
-                say(f"the variable {VARIABLE} of {repo_id} is left as it is: its owner sets it to {model_id}")
-            else:
+            new_repository={"space_sdk": "gradio", "space_variables": [{"key": VARIABLE, "value": model_id}]},
+        )
+        if not dry_run and create_pr:
+            say(f"the variable {VARIABLE} of {repo_id} is left as it is: its owner sets it to {model_id}")
+        elif not dry_run:
+            with explained(repo_id, api):
                 set_variable(api, repo_id, model_id)
-        done.files = files
         return done
-    finally:
-        if not kept:
-            shutil.rmtree(work, ignore_errors=True)
 
 
 def check_model(api: Any, model_id: str) -> bool:
