@@ -56,6 +56,8 @@ def publish_adapter(
     revision: str | None = None,
     dry_run: bool = False,
     license: str | None = None,
+    overwrite_card: bool = False,
+    replace: bool = False,
     api: Any = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Published:
@@ -67,7 +69,7 @@ def publish_adapter(
             folder. A base on the Hub is fetched; none of its code is run.
         dry_run: do all but upload, without network: a base on the Hub must be in the cache.
         license: by default what the base's card says.
-        repo_id, private, create_pr, revision, api, say: as of [`publish`].
+        repo_id, private, create_pr, revision, overwrite_card, replace, api, say: as of [`publish`].
 
     Raises:
         PublishError: no adapter, no base that others can fetch, no token or no right, no connection, an adapter that
@@ -109,6 +111,7 @@ def publish_adapter(
         except ValueError as error:
             raise PublishError(_first_line(error)) from error
         where = {"private": private, "create_pr": create_pr, "revision": revision}
+        where |= {"overwrite_card": overwrite_card, "replace": replace}
         return hand_over(folder, repo_id, api, dry_run, say, **where)
 
 
