@@ -394,6 +394,19 @@ def test_the_examples_of_the_card_run(exported, tmp_path, monkeypatch):
             exec(compile(code, "card", "exec"), {})
 
 
+def test_a_pipeline_takes_messages_and_the_plain_prompt(exported):
+    from PIL import Image
+    from transformers import pipeline
+
+    read = pipeline("image-text-to-text", model=str(exported["full"].folder))
+    picture = Image.new("RGB", (64, 32), "white")
+    prompt = read.processor.task_prompts["ocr"]
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]
+    plain = read(images=picture, text=f"<image>{prompt}", return_tensors=True)
+    chat = read(text=[{"role": "user", "content": content}], return_tensors=True)
+    assert chat[0]["generated_token_ids"].tolist() == plain[0]["generated_token_ids"].tolist()
+
+
 def test_a_token_in_a_file_stops_the_push(unchecked, tmp_path):
     copy = tmp_path / "copy"
     full_model().save_pretrained(copy)

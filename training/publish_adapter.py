@@ -22,7 +22,7 @@ from modeling_unit.hub_unit import FULL_AUTO_MAP, write_code
 
 from . import card as cards
 from . import clean_process
-from .adapter import adapter_of, export_adapter, is_folder, load_base, put_on, read_settings
+from .adapter import adapter_of, export_adapter, is_folder, load_base, other_base, put_on, read_settings
 from .publish import (
     CHECK,
     CONFIG,
@@ -104,6 +104,8 @@ def publish_adapter(
                 _write_json(folder / cards.RECIPE, public_recipe(recipe))
             trained_on = _base_folder(recorded, commit, api, dry_run)
             named = trained_on if base is None else _base_folder(base, None, api, dry_run)
+            if other_base(adapter_of(source), named):
+                say(f"{base or recorded} does not hold the weights that the adapter was trained on")
             say("checking the adapter on its base in a clean process")
             check_adapter(adapter_of(source), trained_on, folder, named, work / CHECK)
         except PublishError:
