@@ -185,10 +185,9 @@ def main(argv: list[str] | None = None) -> None:
     for what in ("peak", "anonymous"):
         most = max(step[what] for step in first["steps"].values())
         most_without = most - first["steps"]["imports"][what]
-        print(
-            f"\npushing process, {'resident' if what == 'peak' else what}: {most / largest:.2f} times the largest file, "
-            f"{most_without / largest:.2f} without imports (target {TARGET})"
-        )
+        named = "resident" if what == "peak" else what
+        print(f"\npushing process, {named}: {most / largest:.2f} times the largest file (target {TARGET}),")
+        print(f"{most_without / largest:.2f} without imports")
     print(f"uploaded: {first['uploaded']} files at first, {second['uploaded']} the second time (target 0)")
 
 
