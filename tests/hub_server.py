@@ -1592,8 +1592,8 @@ def call_list(lines: list[str]) -> str:
         [
             "# Calls of the Hub that the tests make",
             "",
-            "By the unmodified huggingface_hub client, to the server of `tests/hub_server.py` on loopback; made by the",
-            "two commands in that file's docstring. Number: tests in which a call is made.",
+            "By the unmodified huggingface_hub client, to the server of `tests/hub_server.py` on loopback; made by",
+            "the two commands in that file's docstring. Number: tests in which a call is made.",
             "",
             "| Call | Tests |",
             "| --- | ---: |",

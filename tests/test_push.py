@@ -203,6 +203,10 @@ def test_a_foreign_encoder_goes_out_as_the_plain_class_that_it_is(tmp_path, monk
             lambda folder: (folder.mkdir(), (folder / "config.json").write_text('{"model_type": "bert"}')),
             "'bert'",
         ),
+        (
+            lambda folder: (folder.mkdir(), (folder / "config.json").write_text('{"model_type": "llava"}')),
+            "a LLaVA, which this command does not check",
+        ),
     ],
 )
 def test_what_is_no_model_is_refused_in_one_line(tmp_path, capsys, prepare, said):
