@@ -28,8 +28,6 @@ if __package__ in (None, ""):  # run as a file, as a Space does
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-import gradio as gr
-
 from spaces_demo.limits import (
     FILES_CHECKED,
     FILES_LIVE,
@@ -38,7 +36,10 @@ from spaces_demo.limits import (
     MAX_LABELS_LENGTH,
     QUEUE,
 )
+from spaces_demo.process import end, import_gradio, interrupt_on_sigterm
 from spaces_demo.sample_run import LABELS, SAMPLES, confidence_colour, draw_blocks
+
+gr = import_gradio()
 
 log = logging.getLogger(__name__)
 PAGE_WIDTH = 760  # px of the page that is drawn
@@ -48,6 +49,7 @@ PICTURES = [
 ]
 BEFORE = "What is read appears here, as it is read."
 ONE_AT_A_TIME = "model"  # all views share one model and one turn
+HEAD_START = 1.0  # s in which a first visitor's page comes before the imports of the model take the interpreter [ours]
 
 HEADER = """<header class="unit-header"><h1>UNIT</h1>
 <p><strong>One vision encoder that reads text and recognises pictures.</strong>
@@ -94,17 +96,26 @@ def _as_it_came(payload) -> str | None:
 
 
 class Loading:
-    """The model, loaded in a thread of its own from the first look on."""
+    """The model, loaded in a thread of its own from the first look on; anew where that failed."""
 
     def __init__(self, load: Callable[[], Any]):
-        self._load, self._future, self._lock = load, None, threading.Lock()
+        self._load, self._lock = load, threading.Lock()
+        self._future, self._started = Future(), False
 
     def start(self) -> Future:
         with self._lock:
-            if self._future is None or (self._future.done() and self._future.exception()):
-                self._future = Future()
+            if self._future.done() and self._future.exception():
+                self._future, self._started = Future(), False
+            if not self._started:
+                self._started = True
                 threading.Thread(target=self._run, args=(self._future,), daemon=True).start()
             return self._future
+
+    def start_later(self) -> None:
+        """Start in `HEAD_START` seconds, if nobody has until then."""
+        timer = threading.Timer(HEAD_START, self.start)
+        timer.daemon = True
+        timer.start()
 
     def _run(self, future: Future) -> None:
         try:
@@ -114,6 +125,10 @@ class Loading:
 
     def get(self) -> Any:
         return self.start().result()
+
+    def wait(self) -> Any:
+        """As `get`, but whoever else starts it."""
+        return self._future.result()
 
 
 def load_demo(model: str | None = None, teacher: str | None = None):
@@ -513,10 +528,9 @@ def theme() -> gr.themes.Base:
     )
 
 
-def launch(app: gr.Blocks, host: str | None = None, port: int | None = None, **kwargs):
-    """Serve the app; the model starts to load at once. `kwargs` as of gradio's `launch`."""
-    app.loading.start()
-    return app.launch(
+def launch(app: gr.Blocks, host: str | None = None, port: int | None = None, **kwargs) -> None:
+    """Serve the app from threads of its own, and only then load the model. `kwargs` as of gradio's `launch`."""
+    app.launch(
         server_name=host,
         server_port=port,
         share=False,
@@ -532,9 +546,18 @@ def launch(app: gr.Blocks, host: str | None = None, port: int | None = None, **k
         theme=theme(),
         css=CSS,
         head=HEAD,
+        prevent_thread_lock=True,
         **kwargs,
     )
+    app.loading.start_later()
 
 
 if __name__ == "__main__":
-    launch(build())
+    interrupt_on_sigterm()
+    space = build()
+    try:
+        launch(space)
+        space.block_thread()
+    except KeyboardInterrupt:
+        pass
+    end(space)

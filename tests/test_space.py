@@ -258,7 +258,7 @@ def served(demo, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         built = app.build(lambda: demo)
-        app.launch(built, "127.0.0.1", prevent_thread_lock=True, quiet=True)
+        app.launch(built, "127.0.0.1", quiet=True)
         yield built, folder
         built.close(verbose=False)
 
@@ -407,7 +407,7 @@ def test_what_was_sent_and_made_is_deleted(demo, files, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     built = app.build(lambda: demo)
     assert built.delete_cache == (limits.FILES_CHECKED, limits.FILES_LIVE)
-    app.launch(built, "127.0.0.1", prevent_thread_lock=True, quiet=True)
+    app.launch(built, "127.0.0.1", quiet=True)
 
     def kept():
         """Files of visitors; those of the page itself (examples) stay while it is served."""

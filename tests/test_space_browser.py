@@ -45,7 +45,7 @@ def address(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         built = app.build()
-        app.launch(built, "127.0.0.1", prevent_thread_lock=True, quiet=True)
+        app.launch(built, "127.0.0.1", quiet=True)
         yield built.local_url
         built.close(verbose=False)
 
