@@ -12,6 +12,7 @@ import io
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -260,7 +261,10 @@ def test_who_waits_is_shown_the_place_in_the_queue(visit, address):
     client = gradio_client.Client(address, verbose=False, analytics_enabled=False, download_files=False)
     page = visit()
     sample = gradio_client.handle_file(str(SAMPLE))
-    jobs = [client.submit(sample, 1, api_name="/read") for _ in range(3)]
+    jobs = [client.submit(sample, 1, api_name="/read") for _ in range(2)]
+    until = time.monotonic() + PATIENCE / 1000
+    while time.monotonic() < until and not any(job.status().rank is not None for job in jobs):
+        time.sleep(0.05)  # until one of them is read and another waits
     examples(page).first.click()
     results(page).get_by_text(re.compile(r"queue: \d+/\d+")).first.wait_for()
     for job in jobs:
