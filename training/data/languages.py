@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from functools import lru_cache
 
-MIN_LETTERS = 20  # ours: shorter texts tell too little
+MIN_LETTERS = 40  # ours: single words and names are taken for rare languages below
 MAX_CHARACTERS = 2000  # of a text that are looked at
 
 

@@ -812,8 +812,12 @@ def _load_folder(folder: Path, files: list[Path] | None, arguments: DatasetArgum
             ]
             if found:
                 return _load_files(found, arguments, streaming, refusals)
+    if (folder / arguments.split).is_dir():
+        folder = folder / arguments.split
     if any((folder / f"metadata.{suffix}").is_file() for suffix in ("csv", "jsonl", "parquet")):
-        return _call_datasets("imagefolder", {"data_dir": str(folder)}, arguments, streaming)
+        # by its files, or a folder without splits in its names would be all `train`
+        settings = {"data_files": {arguments.split: [f"{folder}/**"]}}
+        return _call_datasets("imagefolder", settings, arguments, streaming)
     images = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
     if images:
         from datasets import Dataset
