@@ -19,6 +19,7 @@ from training.collator import (
     normalized_pixels,
 )
 from training.data.augment import augment_document, black_and_white, coarse, composite_picture
+from training.data.schema import OPTIONAL
 
 
 def class_of(character: str) -> int:
@@ -121,6 +122,19 @@ def test_places_are_those_of_the_bytes():
     batch = collator()([row], None)
     assert batch["token_places"][0, 3:7].tolist() == [0, 0, 1, -1]
     assert "character_classes" not in batch
+
+
+@pytest.mark.parametrize("null", [False, True])
+def test_rows_without_the_optional_columns_are_trained_on(null):
+    """Of a set that has no boxes: the same batch as from empty ones, and no label looks anywhere."""
+    row = document_row("Hi", width=16, height=8)
+    bare = {key: value for key, value in row.items() if key not in OPTIONAL} | (
+        dict.fromkeys(OPTIONAL) if null else {}
+    )
+    batch = collator(slots=1)([bare], np.random.default_rng(0))
+    expected = collator(slots=1)([row | {"char_boxes": [], "x_height": 0.0}], np.random.default_rng(0))
+    assert all(torch.equal(batch[key], expected[key]) for key in expected)
+    assert (batch["token_places"] == -1).all()
 
 
 def test_rows_of_a_batch_share_one_grid_and_one_length():
