@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
+import math
 import multiprocessing
 import re
 import time
@@ -62,6 +63,7 @@ _SYMBOL_LETTERS |= {code: code for code in (*range(ord("A"), ord("Z") + 1), *map
 _SYMBOL_SUSPECTS = frozenset(map(ord, "fghijknJK79"))
 PAGE_LICENSE = "as its TeX Live package (LPPL or another free licence)"
 
+MAX_CHARACTERS = 200_000  # of a page; a dense one of a newspaper has 30,000
 MAX_AREA = 65536  # pixels of a chunk: the x4 budget of unit-tiny, 256x256
 MAX_WIDTH = 1024
 PAGE_X_HEIGHT = (7.0, 13.0)  # px, drawn per page of chunks
@@ -88,16 +90,13 @@ class Glyphs:
     height: float
 
 
-def read_glyphs(page: pdfium.PdfPage) -> Glyphs:
-    """Read the text layer of ``page`` character by character.
+def read_glyphs(page: pdfium.PdfPage, most: int = MAX_CHARACTERS) -> Glyphs:
+    """Read the text layer of ``page`` character by character, as the page is shown: turned by its ``/Rotate``, and
+    placed in the part of its boxes (its own or inherited) that is rendered.
 
     Raises:
-        ValueError: the page is rotated.
+        ValueError: the page holds more than ``most`` characters.
     """
-    if page.get_rotation() != 0:
-        raise ValueError("the page is rotated")
-    # pdfium gives characters in user space and renders the crop box.
-    left, bottom, right, top = page.get_cropbox()
     textpage = page.get_textpage()
     raw = textpage.raw
     x0, x1, y0, y1, ox, oy = (ctypes.c_double() for _ in range(6))
@@ -105,10 +104,15 @@ def read_glyphs(page: pdfium.PdfPage) -> Glyphs:
     get_code, get_box = pdfium_c.FPDFText_GetUnicode, pdfium_c.FPDFText_GetCharBox
     get_origin, get_angle = pdfium_c.FPDFText_GetCharOrigin, pdfium_c.FPDFText_GetCharAngle
     fonts = _FontNames(raw)
-    codes, boxes, baselines, spaced, upright = [], [], [], [], []
+    codes, boxes, origins, spaced, upright = [], [], [], [], []
+    turned = math.radians(page.get_rotation())
     space = True
     angle_ok = True
-    for index in range(pdfium_c.FPDFText_CountChars(raw)):
+    count = pdfium_c.FPDFText_CountChars(raw)
+    if count > most:
+        textpage.close()
+        raise ValueError(f"more than {most} characters")
+    for index in range(count):
         code = get_code(raw, index)
         if code in (32, 10, 13, 9, 0xA0):
             space = True
@@ -116,26 +120,32 @@ def read_glyphs(page: pdfium.PdfPage) -> Glyphs:
         get_box(raw, index, p0, p1, q0, q1)
         get_origin(raw, index, po, qo)
         if space or not angle_ok:  # the angle is asked once a word: it cannot change within
-            angle_ok = abs(get_angle(raw, index)) < 1e-3
+            angle_ok = abs(math.sin((get_angle(raw, index) + turned) / 2)) < 5e-4
         # Symbol fonts without a ToUnicode table pass as letters. Asking for every font would double the time.
         if (space or code in _SYMBOL_SUSPECTS) and code < 128 and fonts.is_symbols(index):
             code = _SYMBOL_LETTERS.get(code, 0xFFFD)
         codes.append(code)
-        boxes.append((x0.value - left, top - y1.value, x1.value - left, top - y0.value))
-        baselines.append(top - oy.value)
+        boxes.append((x0.value, y0.value, x1.value, y1.value))
+        origins.append((ox.value, oy.value))
         spaced.append(space)
         upright.append(angle_ok)
         space = False
     textpage.close()
-    return Glyphs(
-        codes,
-        np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        np.array(baselines, dtype=np.float64),
-        spaced,
-        upright,
-        right - left,
-        top - bottom,
-    )
+    corners = np.array(boxes, dtype=np.float64).reshape(-1, 2)
+    corners = _as_shown(corners, page).reshape(-1, 2, 2)
+    shown = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+    baselines = _as_shown(np.array(origins, dtype=np.float64).reshape(-1, 2), page)[:, 1].copy()
+    return Glyphs(codes, shown, baselines, spaced, upright, *page.get_size())
+
+
+def _as_shown(points: np.ndarray, page: pdfium.PdfPage) -> np.ndarray:
+    """(N, 2) points of user space to points from the top left of the page as it is rendered."""
+    # Not get_cropbox(), which does not know the boxes that a page inherits.
+    left, bottom, right, top = page.get_bbox()
+    x, y = points.T
+    quarter = page.get_rotation() // 90 % 4  # clockwise
+    turned = ((x - left, top - y), (y - bottom, x - left), (right - x, y - bottom), (top - y, right - x))
+    return np.stack(turned[quarter], axis=1)
 
 
 class _FontNames:
@@ -634,7 +644,7 @@ def _prepare_page(page: pdfium.PdfPage, refusals: Counter) -> tuple[Glyphs, list
     try:
         glyphs = read_glyphs(page)
     except ValueError:
-        refusals["page: rotated"] += 1
+        refusals["page: too many characters"] += 1
         return None
     if len(glyphs.codes) < 60:
         refusals["page: little text"] += 1
