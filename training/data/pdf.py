@@ -117,6 +117,9 @@ def read_glyphs(page: pdfium.PdfPage, most: int = MAX_CHARACTERS) -> Glyphs:
         if code in (32, 10, 13, 9, 0xA0):
             space = True
             continue
+        if 0xDC00 <= code <= 0xDFFF and codes and 0xD800 <= codes[-1] <= 0xDBFF:  # pdfium speaks UTF-16
+            codes[-1] = 0x10000 + ((codes[-1] - 0xD800) << 10) + code - 0xDC00
+            continue
         get_box(raw, index, p0, p1, q0, q1)
         get_origin(raw, index, po, qo)
         if space or not angle_ok:  # the angle is asked once a word: it cannot change within
@@ -135,7 +138,27 @@ def read_glyphs(page: pdfium.PdfPage, most: int = MAX_CHARACTERS) -> Glyphs:
     corners = _as_shown(corners, page).reshape(-1, 2, 2)
     shown = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
     baselines = _as_shown(np.array(origins, dtype=np.float64).reshape(-1, 2), page)[:, 1].copy()
-    return Glyphs(codes, shown, baselines, spaced, upright, *page.get_size())
+    glyphs = Glyphs(codes, shown, baselines, spaced, upright, *page.get_size())
+    return _on_the_page(glyphs)
+
+
+def _on_the_page(glyphs: Glyphs) -> Glyphs:
+    """Without the characters whose middle is cropped away; what follows one of them begins a word."""
+    middle = (glyphs.boxes[:, :2] + glyphs.boxes[:, 2:]) / 2
+    inside = ((middle >= 0) & (middle <= (glyphs.width, glyphs.height))).all(axis=1)
+    if inside.all():
+        return glyphs
+    kept = np.flatnonzero(inside).tolist()
+    after_a_gap = [index > 0 and not inside[index - 1] for index in kept]
+    return Glyphs(
+        [glyphs.codes[index] for index in kept],
+        glyphs.boxes[inside],
+        glyphs.baselines[inside],
+        [glyphs.spaced[index] or gap for index, gap in zip(kept, after_a_gap, strict=True)],
+        [glyphs.upright[index] for index in kept],
+        glyphs.width,
+        glyphs.height,
+    )
 
 
 def _as_shown(points: np.ndarray, page: pdfium.PdfPage) -> np.ndarray:
@@ -180,22 +203,29 @@ class Line:
     text: str = ""
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))  # (len(text), 4), zeros for spaces
     refused: str = ""  # why the line is not used; empty for a good one
+    runs: tuple[tuple[int, int], ...] = ()  # all its runs of glyphs where it has several: cells, what a column cut off
 
 
 def find_lines(glyphs: Glyphs) -> list[Line]:
     """Cut the characters of a page into lines, in content order; a line that is not fit for use says why."""
     if not glyphs.codes:
         return []
+    lines = [_make_line(glyphs, start, end) for start, end in find_runs(glyphs)]
+    _refuse_fragments(lines)
+    return lines
+
+
+def find_runs(glyphs: Glyphs) -> list[tuple[int, int]]:
+    """Cut the characters of a page into runs on one baseline with no wide gap: (first, last + 1), in content order."""
     page_x_height = _page_x_height(glyphs)
     boxes, baselines = glyphs.boxes.tolist(), glyphs.baselines.tolist()
-    lines = []
+    runs = []
     start = 0
     for index in range(1, len(boxes) + 1):
         if index == len(boxes) or not _continues(boxes, baselines, start, index, page_x_height):
-            lines.append(_make_line(glyphs, start, index))
+            runs.append((start, index))
             start = index
-    _refuse_fragments(lines)
-    return lines
+    return runs
 
 
 def _page_x_height(glyphs: Glyphs) -> float:
@@ -237,14 +267,19 @@ def _make_line(glyphs: Glyphs, first: int, last: int) -> Line:
     if not all(glyphs.upright[first:last]):
         line.refused = "not upright"
         return line
-    _set_text(line, glyphs)
+    set_text(line, glyphs)
     if not line.refused:
         line.refused = _text_fault(line, glyphs)
     return line
 
 
-def _set_text(line: Line, glyphs: Glyphs) -> None:
-    """Fill ``text`` and ``boxes``: one entry a normalised character, spaces put where the page shows them."""
+def set_text(line: Line, glyphs: Glyphs, *, any_script: bool = False) -> None:
+    """Fill ``text`` and ``boxes``: one entry a normalised character, spaces put where the page shows them.
+
+    With ``any_script`` no line is refused: letters of all scripts pass, and what has no Unicode becomes U+FFFD.
+    """
+    # Slanted letters overhang: in a page read whole, next to nothing must be seen of a space.
+    least_gap = (0.05 if any_script else 0.25) * line.x_height
     text: list[str] = []
     boxes: list[tuple[float, float, float, float]] = []
     others = 0
@@ -260,14 +295,18 @@ def _set_text(line: Line, glyphs: Glyphs) -> None:
         for code in glyphs.codes[index:end]:
             if code in SOFT_HYPHENS:
                 new += "-"
-            elif code < 32 or 0xE000 <= code <= 0xF8FF or code in (0xFFFD, 0xFFFF) or code >= 0xF0000:
-                line.refused = "no unicode"
-                return
+            elif has_no_unicode(code):
+                if not any_script:
+                    line.refused = "no unicode"
+                    return
+                new += "\ufffd"
             else:
                 new += normalize_character(chr(code))
+        if any_script:
+            new = new.replace(" ", "")  # what NFKC makes of a few spacing accents
         for character in new:
             if not (" " < character <= "~"):
-                if character not in ALLOWED_OTHERS:
+                if character not in ALLOWED_OTHERS and not any_script:
                     line.refused = "symbols"
                     return
                 others += 1
@@ -279,7 +318,7 @@ def _set_text(line: Line, glyphs: Glyphs) -> None:
             gap = x0 - ink[index - 1 - line.first][2]
             # A gap of 1.2 x-heights is a space even when the text layer has none; in a fixed-width font narrower
             # ones need not be. A space where nothing can be seen is letter-spacing or kerning.
-            if gap > 1.2 * line.x_height or (glyphs.spaced[index] and gap > 0.25 * line.x_height):
+            if gap > 1.2 * line.x_height or (glyphs.spaced[index] and gap > least_gap):
                 text.append(" ")
                 boxes.append((0.0, 0.0, 0.0, 0.0))
         for part in range(len(new)):
@@ -288,8 +327,18 @@ def _set_text(line: Line, glyphs: Glyphs) -> None:
         index = end
     line.text = "".join(text)
     line.boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    if others > max(1, len(text) * 0.03):
+    if others > max(1, len(text) * 0.03) and not any_script:
         line.refused = "symbols"
+
+
+def has_no_unicode(code: int) -> bool:
+    """Whether a code point of a text layer names no character: control, private use, surrogate, U+FFFD, U+FFFF."""
+    return (
+        (code < 32 and code not in SOFT_HYPHENS)
+        or 0xD800 <= code <= 0xF8FF
+        or code in (0xFFFD, 0xFFFF)
+        or code >= 0xF0000
+    )
 
 
 def _text_fault(line: Line, glyphs: Glyphs) -> str:
@@ -463,7 +512,8 @@ class RenderedPage:
         x0, y0, x1, y1 = ink
         others = np.ones(len(self.glyph_boxes), dtype=bool)
         for line in lines:
-            others[line.first : line.last] = False
+            for first, last in line.runs or ((line.first, line.last),):
+                others[first:last] = False
         near = self.glyph_boxes[others]
         grown = crop + (-2, -2, 2, 2)
         near = near[
@@ -649,10 +699,7 @@ def _prepare_page(page: pdfium.PdfPage, refusals: Counter) -> tuple[Glyphs, list
     if len(glyphs.codes) < 60:
         refusals["page: little text"] += 1
         return None
-    bad = sum(
-        (code < 32 and code not in SOFT_HYPHENS) or 0xE000 <= code <= 0xF8FF or code == 0xFFFD for code in glyphs.codes
-    )
-    if bad > 0.02 * len(glyphs.codes):
+    if sum(map(has_no_unicode, glyphs.codes)) > 0.02 * len(glyphs.codes):
         refusals["page: text layer"] += 1
         return None
     lines = find_lines(glyphs)
