@@ -588,6 +588,7 @@ def chunks_of_page(
     refusals: Counter,
     *,
     unwanted: Callable[[str], bool] = lambda text: False,
+    x_height: tuple[float, float] = PAGE_X_HEIGHT,
 ) -> Iterator[Cutout]:
     """Cut one page into chunks of one to three lines, each line used at most once.
 
@@ -596,6 +597,7 @@ def chunks_of_page(
         rng: draws the scale, the lines per chunk and the margins.
         refusals: counts why pages (``page: …``), lines (``line: …``) and chunks (``chunk: …``) were refused.
         unwanted: texts that must not come out, e.g. those that the validation data holds.
+        x_height: the range that the page's own is drawn from, in pixels.
     """
     prepared = _prepare_page(page, refusals)
     if prepared is None:
@@ -603,7 +605,7 @@ def chunks_of_page(
     glyphs, lines = prepared
     good = [line for line in lines if not line.refused]
     median = float(np.median(np.repeat([line.x_height for line in good], [len(line.text) for line in good])))
-    rendered = RenderedPage(page, glyphs, rng.uniform(*PAGE_X_HEIGHT) / median)
+    rendered = RenderedPage(page, glyphs, rng.uniform(*x_height) / median)
     per_point = rendered.scale
 
     def fits(some: list[Line]) -> bool:
