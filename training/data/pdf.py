@@ -64,6 +64,7 @@ _SYMBOL_SUSPECTS = frozenset(map(ord, "fghijknJK79"))
 PAGE_LICENSE = "as its TeX Live package (LPPL or another free licence)"
 
 MAX_CHARACTERS = 200_000  # of a page; a dense one of a newspaper has 30,000
+MAX_UNMAPPED = 0.02  # share of a page's characters without Unicode; 2% of TeX Live's pages have more
 MAX_AREA = 65536  # pixels of a chunk: the x4 budget of unit-tiny, 256x256
 MAX_WIDTH = 1024
 PAGE_X_HEIGHT = (7.0, 13.0)  # px, drawn per page of chunks
@@ -701,7 +702,7 @@ def _prepare_page(page: pdfium.PdfPage, refusals: Counter) -> tuple[Glyphs, list
     if len(glyphs.codes) < 60:
         refusals["page: little text"] += 1
         return None
-    if sum(map(has_no_unicode, glyphs.codes)) > 0.02 * len(glyphs.codes):
+    if sum(map(has_no_unicode, glyphs.codes)) > MAX_UNMAPPED * len(glyphs.codes):
         refusals["page: text layer"] += 1
         return None
     lines = find_lines(glyphs)

@@ -24,6 +24,7 @@ from . import pdf_pages
 from .guarded import Failure, run_guarded
 from .pdf import (
     BLOCK_X_HEIGHT,
+    MAX_UNMAPPED,
     PAGE_LICENSE,
     PAGE_X_HEIGHT,
     Cutout,
@@ -54,7 +55,7 @@ class PageSettings:
     joined: bool = False
     furniture: bool = True
     english: bool = True
-    max_unmapped: float = pdf_pages.MAX_UNMAPPED
+    max_unmapped: float = MAX_UNMAPPED
     seed: int = 0
     split: str = "train"
     license: str | None = None

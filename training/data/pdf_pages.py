@@ -23,6 +23,7 @@ import numpy as np
 import pypdfium2 as pdfium
 
 from .pdf import (
+    MAX_UNMAPPED,
     X_HEIGHT_LETTERS,
     Cutout,
     Glyphs,
@@ -37,7 +38,6 @@ from .pdf import (
 
 SIDE = (36.0, 14400.0)  # points: half an inch, and the limit of PDF 1.7 (ISO 32000-1, annex C)
 MIN_CHARACTERS = 60
-MAX_UNMAPPED = 0.01  # share of characters without Unicode
 MAX_TURNED = 0.05  # share of characters that are not upright on the page as it is shown
 MAX_RIGHT_TO_LEFT = 0.02  # share of characters; pdfium gives them as printed, not as read
 MAX_WITHOUT_INK = 0.02  # share of words
