@@ -209,14 +209,16 @@ def check_document(document: Document) -> tuple[str, int] | Failure:
     try:
         opened = pdfium.PdfDocument(content)
     except pdfium.PdfiumError as error:
-        encrypted = error.err_code in (pdfium_c.FPDF_ERR_PASSWORD, pdfium_c.FPDF_ERR_SECURITY)
-        return Failure("refused", "encrypted" if encrypted else "corrupt")
+        # pdfium keeps an error from before for a file without pages, so its word alone does not do.
+        secured = error.err_code in (pdfium_c.FPDF_ERR_PASSWORD, pdfium_c.FPDF_ERR_SECURITY)
+        encrypted = secured and b"/Encrypt" in content
+        return Failure("refused", "encrypted" if encrypted else "corrupt or without pages")
     try:
         pages = len(opened)
     finally:
         opened.close()
     if pages < 1:
-        return Failure("refused", "no pages")
+        return Failure("refused", "corrupt or without pages")
     if pages > MAX_PAGES:
         return Failure("refused", f"more than {MAX_PAGES} pages")
     return hashlib.blake2b(content, digest_size=16).hexdigest(), pages
