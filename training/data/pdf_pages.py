@@ -122,7 +122,9 @@ def read_page(
     if max(glyphs.codes) >= 0x590 and sum(map(_right_to_left, glyphs.codes)) > MAX_RIGHT_TO_LEFT * count:
         raise PageRefused("right-to-left text")
     runs = read_runs(glyphs)
-    if english and not is_english(run.text for run in runs):
+    texts = [run.text for run in runs]
+    # Code and formulas beside it do not make a page of prose foreign.
+    if english and not (is_english(texts) or is_english(filter(_is_words, texts))):
         raise PageRefused("not English")
     if not runs:
         raise PageRefused("little text")
@@ -138,6 +140,12 @@ def read_page(
         notes += [Block(lines, "footnote") for lines in _split_footnotes(rows[at:], glyphs)]
     blocks = [Block([row], "header") for row in headers] + text + notes + [Block([row], "footer") for row in footers]
     return PageText(glyphs, blocks, x_height)
+
+
+def _is_words(text: str) -> bool:
+    """Whether a run has four words or more and is mostly letters."""
+    visible = text.replace(" ", "")
+    return text.count(" ") >= 3 and sum(map(str.isalpha, visible)) > 0.7 * len(visible)
 
 
 def _right_to_left(code: int) -> bool:
