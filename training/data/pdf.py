@@ -15,7 +15,6 @@ import ctypes
 import json
 import logging
 import math
-import multiprocessing
 import re
 import time
 import zlib
@@ -30,6 +29,7 @@ import numpy as np
 import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
+from .guarded import Failure, run_guarded
 from .schema import make_row, write_shards
 from .sources import cache_root, fetch_deb
 from .text import normalize_character, words
@@ -859,10 +859,10 @@ def plan_pages(
     return kept
 
 
-_unwanted: Callable[[str], bool]  # set in each worker
+_unwanted: Callable[[str], bool]  # set before the workers are forked
 
 
-def _start_worker(unwanted: Callable[[str], bool] | None) -> None:
+def _set_unwanted(unwanted: Callable[[str], bool] | None) -> None:
     global _unwanted
     _unwanted = unwanted or (lambda text: False)
 
@@ -920,9 +920,16 @@ def _run(tasks: list[Task], work, workers: int, report: Report, unwanted, progre
 
     documents = set()
     with tqdm(total=sum(len(task.pages) for task in tasks), unit="page", disable=not progress) as bar:
-
-        def collect(results):
-            for task, (rows, part) in zip(tasks, results, strict=True):
+        _set_unwanted(unwanted)
+        results = run_guarded(work, tasks, workers=workers, ahead=8)
+        try:
+            for task, result in results:
+                bar.update(len(task.pages))
+                if isinstance(result, Failure):
+                    report.refusals[f"document: {result.reason}"] += 1
+                    log.warning("%s/%s: left out, %s", task.package, task.document, result.detail)
+                    continue
+                rows, part = result
                 documents.add((task.package, task.document))
                 report.pages += part.pages
                 report.pages_used += part.pages_used
@@ -930,17 +937,10 @@ def _run(tasks: list[Task], work, workers: int, report: Report, unwanted, progre
                 report.rows += len(rows)
                 report.refusals.update(part.refusals)
                 report.documents = len(documents)
-                bar.update(len(task.pages))
                 bar.set_postfix(rows=report.rows, refresh=False)
                 yield from rows
-
-        if workers <= 1:
-            _start_worker(unwanted)
-            yield from collect(map(work, tasks))
-        else:
-            context = multiprocessing.get_context("fork")
-            with context.Pool(workers, _start_worker, (unwanted,)) as pool:
-                yield from collect(pool.imap(work, tasks, chunksize=4))
+        finally:
+            results.close()
 
 
 def _mixed(rows: Iterable[dict], seed: int, size: int) -> Iterator[dict]:
