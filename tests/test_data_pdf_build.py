@@ -1,5 +1,6 @@
 """From users' PDFs to a data set: folders, archives, what is broken in them, and workers that are lost on the way."""
 
+import errno
 import gzip
 import io
 import json
@@ -322,12 +323,38 @@ def test_broken_pages_are_counted_and_unsuitable_ones_left_out(tmp_path):
     assert report.left_out["page: little text"] >= 1
 
 
+@pytest.mark.parametrize(("claim", "pages"), [(b"999999999", 1), (b"-5", 1), (b"30000", None)])
+def test_a_count_of_pages_that_is_a_lie_is_seen_through(tmp_path, claim, pages):
+    path = tmp_path / "liar.pdf"
+    path.write_bytes(document(70, pages=1).replace(b"/Count 1", b"/Count " + claim))
+    result = pdf_sources.check_document(pdf_sources.Document("here", "liar.pdf", path))
+    if pages is None:
+        assert (result.reason, result.detail) == ("refused", "more than 20000 pages")
+    else:
+        assert result[1] == pages
+
+
+def test_a_full_disk_ends_the_run_and_leaves_nothing(papers, tmp_path, monkeypatch):
+    archive = archive_of(papers, tmp_path / "a.zip", "zip")
+
+    def full(file, target, limit):
+        target.write_bytes(b"%PDF")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pdf_sources, "_copy", full)
+    with pytest.raises(OSError, match="No space left"):
+        build([archive], tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "papers"]
+
+
 def test_too_much_that_is_broken_stops_the_run_and_names_it(papers, tmp_path):
     build([papers], tmp_path / "out")
     before = (tmp_path / "out" / "part-00000.parquet").read_bytes()
     for number in range(200):
         (papers / f"bad{number:03d}.pdf").write_bytes(b"%PDF-1.5 " + str(number).encode())
-    with pytest.raises(TooManyRefused, match=r"document: corrupt or without pages \(\d+ times, e.g. papers/bad000.pdf\)"):
+    with pytest.raises(
+        TooManyRefused, match=r"document: corrupt or without pages \(\d+ times, e.g. papers/bad000.pdf\)"
+    ):
         build([papers], tmp_path / "out")
     assert (tmp_path / "out" / "part-00000.parquet").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "papers"]
