@@ -208,6 +208,15 @@ def test_a_truncated_archive_gives_what_it_still_holds(papers, tmp_path):
     assert "breaks off" in str(error.value)
 
 
+def test_a_debian_package_is_named_and_licensed_as_such(papers, tmp_path, monkeypatch):
+    (papers / "link.pdf").symlink_to(papers / "one.pdf")
+    monkeypatch.setattr(pdf_sources, "fetch_deb", lambda name: papers)
+    build(["texlive-some-doc"], tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
+    assert [row["source"] for row in rows] == ["texlive-some-doc/one.pdf#1", "texlive-some-doc/one.pdf#2"]
+    assert {row["license"] for row in rows} == {"as its TeX Live package (LPPL or another free licence)"}
+
+
 def test_what_is_no_source_is_said_in_one_line(tmp_path):
     (tmp_path / "text.txt").write_text("nothing")
     for source, message in (

@@ -25,7 +25,6 @@ from .guarded import Failure, run_guarded
 from .pdf import (
     BLOCK_X_HEIGHT,
     MAX_UNMAPPED,
-    PAGE_LICENSE,
     PAGE_X_HEIGHT,
     Cutout,
     chunks_of_page,
@@ -376,8 +375,6 @@ def _cutouts(
 
 
 def _row(cutout: Cutout, where: str, document: Document, settings: PageSettings) -> dict:
-    # A package of TeX Live has no path of the user's: it was unpacked below the cache.
-    known = PAGE_LICENSE if document.origin.startswith("texlive-") else "unknown"
     return make_row(
         cutout.pixels,
         cutout.text,
@@ -387,6 +384,6 @@ def _row(cutout: Cutout, where: str, document: Document, settings: PageSettings)
         char_boxes=cutout.boxes,
         x_height=cutout.x_height,
         source=where,
-        license=settings.license or known,
+        license=settings.license or document.license,
         split=settings.split,
     )

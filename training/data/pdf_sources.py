@@ -13,7 +13,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count as count_from
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +22,7 @@ import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
 from .guarded import Failure, run_guarded
+from .pdf import PAGE_LICENSE
 from .refusals import Refusals
 from .sources import DEB_NAME, fetch_deb
 
@@ -40,13 +41,14 @@ class Document:
     """A PDF file.
 
     ``origin`` is the source as the user named it (what refusals are counted by), ``name`` what the rows' source
-    column begins with, ``path`` where the file is.
+    column begins with, ``path`` where the file is, ``license`` what is known of it.
     """
 
     origin: str
     name: str
     path: Path
     pages: int = 0
+    license: str = "unknown"
 
 
 def find_documents(
@@ -86,9 +88,11 @@ def find_documents(
                 tree = fetch_deb(source)
             except RuntimeError as error:
                 raise RuntimeError(f"there is no file or folder {source}, and as a Debian package: {error}") from error
+            known = PAGE_LICENSE if source.startswith("texlive-") else "as its Debian package"
             for entry in sorted(tree.rglob("*.pdf")):
                 if entry.is_file() and not entry.is_symlink():
-                    yield Document(source, f"{source_name or source}/{entry.relative_to(tree).as_posix()}", entry)
+                    name = f"{source_name or source}/{entry.relative_to(tree).as_posix()}"
+                    yield Document(source, name, entry, license=known)
         else:
             raise ValueError(f"there is no file or folder {source}, and that is not the name of a Debian package")
 
@@ -259,7 +263,7 @@ def open_documents(
             copies += 1
             continue
         seen.add(digest)
-        usable.append(Document(document.origin, document.name, document.path, pages))
+        usable.append(replace(document, pages=pages))
     if not usable:
         raise ValueError(f"no PDF that can be used. {refusals or 'No file ends in .pdf there'}".strip())
     return usable, copies

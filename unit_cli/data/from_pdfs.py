@@ -47,7 +47,7 @@ def add_parser(commands) -> None:
         help="PDFs, folders of them, zip or tar archives, names of Debian packages; none: the sets of the recipes",
     )
     yours = pdfs.add_argument_group("with SOURCE")
-    yours.add_argument("--unit", choices=("page", "block", "chunk"), default="page", help="a row's; default: page")
+    yours.add_argument("--unit", choices=("page", "block", "chunk"), default="page", help="of a row; default: page")
     yours.add_argument(
         "--x-height",
         type=_x_height,
