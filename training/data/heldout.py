@@ -79,7 +79,7 @@ def validation_text_filter(progress: bool = True) -> TextFilter:
     The first call reads the text layer of every page of the validation packages: about a minute.
     """
     packages = validation_packages()
-    tag = hashlib.blake2b(repr((packages, LINE_LENGTH, RUN_LENGTH, 2)).encode(), digest_size=4).hexdigest()
+    tag = hashlib.blake2b(repr((packages, LINE_LENGTH, RUN_LENGTH, 3)).encode(), digest_size=4).hexdigest()
     path = cache_root() / "data" / f"validation-text-{tag}.npy"
     if not path.is_file():
         marks = np.unique(np.fromiter(_marks_of_packages(packages, progress), dtype=np.uint64))
@@ -103,7 +103,7 @@ def _marks_of_packages(packages: list[str], progress: bool) -> Iterator[int]:
         for page in document:
             try:
                 lines = find_lines(read_glyphs(page))
-            except ValueError:  # a rotated page
+            except ValueError:  # no page that any set is made of
                 continue
             for chain in chain_lines(lines):
                 yield from fingerprints("\n".join(line.text for line in chain))
