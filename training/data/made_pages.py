@@ -9,13 +9,12 @@ Lengths are in pixels. All shares and ranges are ours.
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 import multiprocessing
 import re
 import sys
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -27,7 +26,15 @@ from PIL import Image
 
 from .heldout import validation_text_filter
 from .pages.corpus import WANTED, Corpus, Scalars, TextStream, load_corpus, measure, pick
-from .pages.degradations import DEGRADATIONS, Page, degrade, draw_degradations, encode_jpeg, ink_and_paper, jpeg_quality
+from .pages.degradations import (
+    DEGRADATIONS,
+    Page,
+    degrade,
+    draw_degradations,
+    encode_jpeg,
+    ink_and_paper,
+    jpeg_quality,
+)
 from .pages.elements import Sheet, Style
 from .pages.fonts import MONOSPACED, load_fonts, metrics
 from .pages.layouts import LAYOUTS, WITH_PICTURES, Draft, scene
@@ -176,18 +183,20 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.files) if self.table is None else len(self.table)
 
+    def content(self, index: int) -> bytes:
+        """The image file."""
+        if self.table is None:
+            return self.files[index].read_bytes()
+        return self.table["image"][index]["bytes"].as_py()
+
     def read(self, index: int) -> tuple[Image.Image, str]:
         """A picture, RGB, on white where it is transparent, and its licence.
 
         Raises:
             OSError: it cannot be decoded.
         """
-        if self.table is None:
-            source, license = self.files[index], "as the pictures given"
-        else:
-            row = self.table.slice(index, 1).to_pylist()[0]
-            source, license = io.BytesIO(row["image"]["bytes"]), row["license"]
-        with Image.open(source) as image:
+        license = "as the pictures given" if self.table is None else self.table["license"][index].as_py()
+        with Image.open(io.BytesIO(self.content(index))) as image:
             image.load()
         if image.mode in ("RGBA", "LA", "P", "PA"):
             image = image.convert("RGBA")
@@ -219,6 +228,19 @@ class PageResources:
             raise ValueError("made pages need at least one font")
         self.families = sorted(self.fonts)
         self.monospaced = [family for family in self.families if MONOSPACED.search(family)] or self.families
+
+    def digest(self) -> str:
+        """Of the bytes of all fonts, of the words and of the pictures: what pages depend on beside their settings."""
+        digest = hashlib.blake2b(digest_size=16)
+        for family in self.families:
+            digest.update(family.encode())
+            for path in self.fonts[family]:
+                digest.update(hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest())
+        digest.update(self.corpus.prose.encode())
+        digest.update("\n".join(self.corpus.rare).encode())
+        for index in range(len(self.pictures or ())):
+            digest.update(self.pictures.content(index))
+        return digest.hexdigest()
 
 
 def load_page_resources(
@@ -268,8 +290,8 @@ def page_row(index: int, seed: int, settings: PageSettings, resources: PageResou
         if text and resources.unwanted(text):
             continue
         boxes = whole_boxes(page.boxes, page.pixels.shape) if text else None
-        row = make_row(
-            page.pixels,
+        return make_row(
+            page.pixels if quality is None else encode_jpeg(page.pixels, quality),
             text,
             task="ocr",
             kind="document",
@@ -279,7 +301,6 @@ def page_row(index: int, seed: int, settings: PageSettings, resources: PageResou
             license="; ".join([LICENSE, *(f"picture: {license}" for license in licenses)]),
             split=settings.split,
         )
-        return row
     raise RuntimeError(
         f"page {index} of seed {seed} held text of the validation documents in each of {ATTEMPTS} attempts: "
         "the corpus shares too much with them"
@@ -300,9 +321,9 @@ def draw_page(
     page = Page(pixels, boxes, x_height, round(ink), round(paper))
     chosen = draw_degradations(rng, settings.degradations)
     quality = None
-    if chosen and chosen[-1][0] == "jpeg":  # the file itself is the last degradation
-        quality = jpeg_quality(chosen.pop()[1])
-    page = degrade(page, chosen, rng)
+    if chosen and chosen[-1].name == "jpeg":  # the file itself is the last degradation
+        quality = jpeg_quality(chosen.pop().strength)
+    page = degrade(page, chosen)
     return page, sheet.text(), layout, families, sheet.licenses, quality
 
 
@@ -319,9 +340,7 @@ def _layout(rng: Scalars, settings: PageSettings) -> str:
     return names[-1]
 
 
-def lay_out(
-    layout: str, rng: Scalars, settings: PageSettings, resources: PageResources
-) -> tuple[Sheet, str, float]:
+def lay_out(layout: str, rng: Scalars, settings: PageSettings, resources: PageResources) -> tuple[Sheet, str, float]:
     """A sheet with ``layout`` on it, the families of its fonts, and the x-height of its running text."""
     (least, most), (lowest, highest), square = settings.ranges
     width = rng.integers(least, most + 1)

@@ -159,7 +159,7 @@ def load_corpus(files: Sequence[str | Path] | None = None) -> Corpus:
 
 
 class Scalars(random.Random):
-    """`random.Random` with the two scalar draws of ``numpy.random.Generator``, which takes 20 times as long for one."""
+    """`random.Random` with the scalar draws of ``numpy.random.Generator``, which takes 20 times as long for one."""
 
     def integers(self, low: int, high: int | None = None) -> int:
         """A whole number from ``low`` up to but not including ``high``, or from 0 up to ``low``."""

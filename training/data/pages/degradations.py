@@ -144,7 +144,7 @@ def shadow(page: Page, strength: float, rng: np.random.Generator) -> Page:
     """A hand's or a fold's shadow: light falls off across the page to 45% of itself at the darkest, softly."""
     height, width = page.pixels.shape[:2]
     angle, turn = rng.uniform(0, 2 * np.pi), rng.uniform(2.0, 8.0)
-    y, x = np.ogrid[-1 : 1 : 17j, -1 : 1 : 17j]
+    y, x = np.ogrid[-1:1:17j, -1:1:17j]
     across = x * np.cos(angle) + y * np.sin(angle) + 0.15 * rng.standard_normal((17, 17)).cumsum(0) / 4
     dark = 1 / (1 + np.exp(-turn * (across - rng.uniform(-0.6, 0.6))))
     light = Image.fromarray((255 * (1 - 0.55 * strength * dark)).astype(np.uint8))
@@ -258,7 +258,7 @@ def _smoothed(pixels: np.ndarray, deviation: float) -> np.ndarray:
         size = pixels.shape[axis]
         pad = [(reach, reach) if dimension == axis else (0, 0) for dimension in range(pixels.ndim)]
         wide = np.pad(pixels, pad, mode="edge").astype(np.uint16)
-        at = lambda offset, wide=wide, axis=axis, size=size: (  # noqa: E731
+        at = lambda offset, wide=wide, axis=axis, size=size: (
             wide[reach + offset : reach + offset + size] if axis == 0 else wide[:, reach + offset :][:, :size]
         )
         total = at(0) * taps[0]
@@ -311,34 +311,49 @@ DEGRADATIONS: dict[str, tuple[float, Callable[[Page, float, np.random.Generator]
     "noise": (0.25, noise),
     "jpeg": (0.30, jpeg),
 }
+GEOMETRY = {"rotation": rotation_matrix, "perspective": perspective_matrix}
 CLEAN_SHARE = 0.25
 
 
-def draw_degradations(rng: np.random.Generator, names: Collection[str]) -> list[tuple[str, float]]:
-    """Which of ``names`` happen to a page and how strongly, in order: each by its own chance, strength even in (0, 1].
+@dataclass(frozen=True)
+class Chosen:
+    """A degradation that happens to a page: its name, how strongly, and the seed of its own draws."""
 
-    A quarter of the pages stay clean (`CLEAN_SHARE`).
+    name: str
+    strength: float
+    seed: int
+
+    def rng(self) -> np.random.Generator:
+        """For the degradation's draws."""
+        return np.random.default_rng(self.seed)
+
+
+def draw_degradations(rng: np.random.Generator, names: Collection[str]) -> list[Chosen]:
+    """Which of ``names`` happen to a page, in order: each by its own chance, its strength even in (0, 1].
+
+    A quarter of the pages stay clean (`CLEAN_SHARE`). One that is switched off changes nothing about the others.
     """
-    draws = rng.random(2 * len(DEGRADATIONS) + 1)  # all of them always, so that one switched off moves no other
-    chosen = [
-        (name, 1.0 - float(strength))
-        for (name, (chance, _)), dice, strength in zip(
-            DEGRADATIONS.items(), draws[1::2], draws[2::2], strict=True
-        )
-        if name in names and dice < chance
+    dice = rng.random((len(DEGRADATIONS), 2))
+    seeds = rng.integers(2**62, size=len(DEGRADATIONS))
+    if rng.random() < CLEAN_SHARE:
+        return []
+    return [
+        Chosen(name, 1.0 - float(strength), int(seed))
+        for (name, (chance, _)), (drawn, strength), seed in zip(DEGRADATIONS.items(), dice, seeds, strict=True)
+        if name in names and drawn < chance
     ]
-    return chosen if draws[0] >= CLEAN_SHARE else []
 
 
-def degrade(page: Page, chosen: list[tuple[str, float]], rng: np.random.Generator) -> Page:
-    """``page`` after what `draw_degradations` chose; rotation and perspective are done in one resampling."""
-    geometry = {"rotation": rotation_matrix, "perspective": perspective_matrix}
-    both = all(name in dict(chosen) for name in geometry)
-    for name, strength in chosen:
-        if both and name == "rotation":
-            matrix = rotation_matrix(page, strength, rng)
-        elif both and name == "perspective":
-            page = warped(page, perspective_matrix(page, strength, rng) @ matrix, rng)
-        else:
-            page = DEGRADATIONS[name][1](page, strength, rng)
+def degrade(page: Page, chosen: list[Chosen]) -> Page:
+    """``page`` after what `draw_degradations` chose; rotation and perspective together are one resampling."""
+    matrix = np.eye(3)
+    geometry = [step for step in chosen if step.name in GEOMETRY]
+    for step in chosen:
+        if step.name not in GEOMETRY:
+            page = DEGRADATIONS[step.name][1](page, step.strength, step.rng())
+            continue
+        rng = step.rng()
+        matrix = GEOMETRY[step.name](page, step.strength, rng) @ matrix
+        if step is geometry[-1]:
+            page = warped(page, matrix, rng)
     return page

@@ -16,7 +16,6 @@ import skia
 from .fonts import Metrics, metrics
 
 INK = 1.0  # tone of full ink; 0 is the paper's
-MAX_CODE = 127
 
 
 class Style:
@@ -71,7 +70,7 @@ class Style:
         return float(self.advances(text).sum())
 
     def shorten(self, text: str, width: float) -> str:
-        """The beginning of ``text`` that is not wider than ``width``, cut at a blank where there is one; "" if none."""
+        """The beginning of ``text`` that is not wider than ``width``, cut at a blank where there is one; or ""."""
         ends = np.cumsum(self.advances(text))
         count = int(np.searchsorted(ends, width, side="right"))
         if count >= len(text):

@@ -1,6 +1,6 @@
 """Font files by family, and what is to be known of a font to set type with it.
 
-Held-out families (``heldout.yaml``) are for ``validation`` and nothing else is; the rule holds wherever fonts come from.
+Held-out families (``heldout.yaml``) are for ``validation`` and nothing else is, wherever fonts come from.
 """
 
 from __future__ import annotations
@@ -119,9 +119,7 @@ def package_fonts(packages: list[str], lower_case: bool = False) -> dict[str, li
         partial = listing.with_suffix(".partial")
         partial.write_text(json.dumps(below))
         partial.rename(listing)
-    return {
-        family: [str(trees / file) for file in files] for family, files in json.loads(listing.read_text()).items()
-    }
+    return {family: [str(trees / file) for file in files] for family, files in json.loads(listing.read_text()).items()}
 
 
 def find_fonts(files: Iterable[Path], lower_case: bool = False) -> dict[str, list[str]]:

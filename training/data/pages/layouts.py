@@ -31,7 +31,20 @@ import skia
 from .corpus import Scalars, TextStream, pick
 from .elements import Flow, Line, Mark, Sheet, Style, wrap
 
-MONTHS = "January February March April May June July August September October November December".split()
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 
 
 @dataclass
@@ -423,7 +436,9 @@ def receipt(draft: Draft) -> None:
     pairs("TOTAL", draft.text.note(f"{currency}{total * (100 + tax) / 10000:.2f}"), large)
     pairs(pick(rng, ("Cash", "Card", "VISA", "Debit")), f"****{rng.integers(1000, 10000)}")
     flow.gap(draft.x)
-    flow.paragraph(pick(rng, ("Thank you!", "THANK YOU", "Please come again", "Items: 5")).split(), style, align="centre")
+    flow.paragraph(
+        pick(rng, ("Thank you!", "THANK YOU", "Please come again", "Items: 5")).split(), style, align="centre"
+    )
     high = 3 * draft.x
     if not flow.full and flow.y + high < flow.bottom and rng.random() < 0.5:
         x = left + 0.15 * width
@@ -544,11 +559,11 @@ def _statement(draft: Draft, c_like: bool, depth: int) -> tuple[str, bool]:
     compare = pick(rng, ("==", "!=", "<", ">", "<=", ">="))
     end, start, left, right = (";", " {", "(", ")") if c_like else ("", ":", "", "")
     blocks = (
-        lambda: (f"int {word()}({word()}, {word()})" if c_like else f"def {word()}({word()}, {word()}={n()})"),
+        lambda: f"int {word()}({word()}, {word()})" if c_like else f"def {word()}({word()}, {word()}={n()})",
         lambda: f"if {left}{operand()} {compare} {operand()}{right}".replace("if (", "if ("),
         lambda: f"while {left}{operand()} {compare} {n()}{right}",
-        lambda: (f"for (i = 0; i < {n()}; i++)" if c_like else f"for {word()} in range({n()})"),
-        lambda: (f"struct {word().title()}" if c_like else f"class {word().title()}({word().title()})"),
+        lambda: f"for (i = 0; i < {n()}; i++)" if c_like else f"for {word()} in range({n()})",
+        lambda: f"struct {word().title()}" if c_like else f"class {word().title()}({word().title()})",
     )
     plain = (
         lambda: f"{word()} = {operand()} {operator} {operand()}{end}",
@@ -557,7 +572,7 @@ def _statement(draft: Draft, c_like: bool, depth: int) -> tuple[str, bool]:
         lambda: f'{word()}["{word()}"] {operator}= {n()}{end}',
         lambda: f"return {operand()}{end}",
         lambda: f"{'//' if c_like else '#'} {' '.join(draft.text.words(rng.integers(2, 8)))}",
-        lambda: (f'#include "{word()}.h"' if c_like else f"from {word()} import {word()}, {word()}"),
+        lambda: f'#include "{word()}.h"' if c_like else f"from {word()} import {word()}, {word()}",
         lambda: f'print{"f" if c_like else ""}("{word()} {word()}: {n()}"){end}',
         lambda: f"0x{rng.integers(0, 2**24):06X}{end}",
     )
