@@ -10,6 +10,7 @@ from PIL import Image, ImageFont
 pytest.importorskip("skia")
 
 from training.data import heldout, made_chunks
+from training.data.pages.fonts import PRINTABLE
 from training.data.schema import read_columns, validate_row
 from unit_cli import data as data_command
 
@@ -100,7 +101,7 @@ def test_digits_and_capitals_are_common(resources):
     )
     assert sum(character.isdigit() for character in text) > 0.08 * len(text)
     assert sum(character.isupper() for character in text) > 0.08 * len(text)
-    assert set(made_chunks.PRINTABLE) <= set(text)
+    assert set(PRINTABLE) <= set(text)
 
 
 @pytest.mark.parametrize("function", [function for _, function in made_chunks.DEGRADATIONS])

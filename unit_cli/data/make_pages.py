@@ -68,9 +68,8 @@ def run(args: argparse.Namespace) -> int:
     if args.count is None:
         wrong = [name for name in dict.fromkeys(PAGE_OPTIONS + RESOURCE_OPTIONS) if getattr(args, name) is not None]
         if wrong or args.no_degradations:
-            raise ValueError(
-                f"--{(wrong or ['no_degradations'])[0].replace('_', '-')} is for whole pages: say how many with --count"
-            )
+            name = (wrong or ["no_degradations"])[0].replace("_", "-")
+            raise ValueError(f"--{name} is for whole pages: say how many with --count")
         return _chunks(args)
     if args.kind or args.rows:
         raise ValueError("--kind and --rows are for chunks; whole pages are counted by --count")

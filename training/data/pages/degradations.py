@@ -258,12 +258,10 @@ def _smoothed(pixels: np.ndarray, deviation: float) -> np.ndarray:
         size = pixels.shape[axis]
         pad = [(reach, reach) if dimension == axis else (0, 0) for dimension in range(pixels.ndim)]
         wide = np.pad(pixels, pad, mode="edge").astype(np.uint16)
-        at = lambda offset, wide=wide, axis=axis, size=size: (
-            wide[reach + offset : reach + offset + size] if axis == 0 else wide[:, reach + offset :][:, :size]
-        )
-        total = at(0) * taps[0]
+        at = [wide[k : k + size] if axis == 0 else wide[:, k : k + size] for k in range(2 * reach + 1)]
+        total = at[reach] * taps[0]
         for offset in range(1, reach + 1):
-            total += (at(offset) + at(-offset)) * taps[offset]
+            total += (at[reach + offset] + at[reach - offset]) * taps[offset]
         total += 128
         total >>= 8
         pixels = total.astype(np.uint8)

@@ -31,20 +31,9 @@ import skia
 from .corpus import Scalars, TextStream, pick
 from .elements import Flow, Line, Mark, Sheet, Style, wrap
 
-MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
+_MONTHS = """January February March April May June July August September October November December
+"""
+MONTHS = _MONTHS.split()
 
 
 @dataclass
@@ -280,7 +269,7 @@ def table(draft: Draft) -> None:
 
 def _table(draft: Draft, flow: Flow) -> None:
     rng, body, sheet = draft.rng, draft.body, draft.sheet
-    columns = max(1, min(rng.integers(2, 8), int(flow.width / (7 * draft.x))))
+    columns = max(1, min(rng.integers(2, 8), int(flow.width / (9 * draft.x))))
     pad = rng.uniform(0.5, 1.2) * draft.x
     kinds = ["words", *(pick(rng, ("words", "count", "price", "share", "date", "code")) for _ in range(columns - 1))]
     shares = [1.6 if kind == "words" else 1.0 for kind in kinds]
@@ -436,9 +425,8 @@ def receipt(draft: Draft) -> None:
     pairs("TOTAL", draft.text.note(f"{currency}{total * (100 + tax) / 10000:.2f}"), large)
     pairs(pick(rng, ("Cash", "Card", "VISA", "Debit")), f"****{rng.integers(1000, 10000)}")
     flow.gap(draft.x)
-    flow.paragraph(
-        pick(rng, ("Thank you!", "THANK YOU", "Please come again", "Items: 5")).split(), style, align="centre"
-    )
+    farewell = pick(rng, ("Thank you!", "THANK YOU", "Please come again", "Goodbye"))
+    flow.paragraph(farewell.split(), style, align="centre")
     high = 3 * draft.x
     if not flow.full and flow.y + high < flow.bottom and rng.random() < 0.5:
         x = left + 0.15 * width
