@@ -39,7 +39,7 @@ from .pages.elements import Sheet, Style
 from .pages.fonts import MONOSPACED, load_fonts, metrics
 from .pages.layouts import LAYOUTS, WITH_PICTURES, Draft, scene
 from .pdf import Report
-from .schema import SPLITS, make_row, shard_paths, write_shards
+from .schema import SPLITS, make_row, png_bytes, shard_paths, write_shards
 from .sources import data_folder
 
 LICENSE = "Apache-2.0 (drawn by this project)"
@@ -291,7 +291,7 @@ def page_row(index: int, seed: int, settings: PageSettings, resources: PageResou
             continue
         boxes = whole_boxes(page.boxes, page.pixels.shape) if text else None
         return make_row(
-            page.pixels if quality is None else encode_jpeg(page.pixels, quality),
+            png_bytes(page.pixels, quick=True) if quality is None else encode_jpeg(page.pixels, quality),
             text,
             task="ocr",
             kind="document",

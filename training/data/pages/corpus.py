@@ -253,8 +253,8 @@ class TextStream:
     The rule: the page wants a share of digits, of capitals, of punctuation (of its characters) and of rare words (of
     its words), each drawn evenly between 0 and twice the number in `WANTED`. After each passage of prose what the page
     lacks so far is made up within the passage: words at random places become numbers (digits), codes, addresses and
-    quoted words (punctuation), rare words, or words in capitals; at most half of the words of a passage.
-    So a page is prose alone or full of codes and everything between, and the mean over pages is what `WANTED` says or
+    quoted words (punctuation), rare words, or words in capitals; at most two thirds of the words of a passage.
+    So a page is prose alone or full of codes and everything between, and the mean over pages is about what `WANTED` says, or
     more, whatever the corpus. Numbers that a layout needs (prices, dates) count as well.
 
     Args:
@@ -287,21 +287,24 @@ class TextStream:
         letters = total + self.counts.sum()
         rare = self.rare_drawn + sum(map(corpus.is_rare, words))
         want_digits, want_capitals, want_punctuation, want_rare = self.wanted
-        # A number holds about 3.3 digits, a code 2.4 marks, a word in capitals 4.5 (counted).
+        # A number holds about 3.3 digits, a code 2.4 marks (counted), a word in capitals as many as it has letters.
         lacking = [
             (want_rare * (self.words_drawn + count) - rare, self._rare),
             ((want_punctuation * letters - punctuation) / 2.4, self._code),
             ((want_digits * letters - digits) / 3.3, self._number),
-            ((want_capitals * letters - capitals) / 4.5, str.upper),
+            ((want_capitals * letters - capitals) * count / total, str.upper),
         ]
-        places = iter(rng.sample(range(count), count // 2)) if count > 1 else iter(())
-        for lack, make in lacking:
-            whole = int(lack + rng.random()) if lack > 0 else 0
-            for _, place in zip(range(whole), places, strict=False):
+        plan = [(int(lack + rng.random()) if lack > 0 else 0, make) for lack, make in lacking]
+        places = rng.sample(range(count), min(2 * count // 3, sum(whole for whole, _ in plan)))
+        for whole, make in plan:
+            for place in places[:whole]:
+                rare -= corpus.is_rare(words[place])
                 words[place] = make(words[place])[:MAX_WORD]
+                rare += corpus.is_rare(words[place])
+            places = places[whole:]
         self.counts += count_classes(" ".join(words))
         self.words_drawn += count
-        self.rare_drawn += sum(map(corpus.is_rare, words))
+        self.rare_drawn = rare
         return words
 
     def phrase(self, low: int, high: int) -> str:
@@ -318,7 +321,8 @@ class TextStream:
     def _code(self, word: str) -> str:
         form = self.rng.random()
         if form < 0.35:
-            return code(self.rng, self.corpus.rare)
+            made = code(self.rng, self.corpus.rare)
+            return made if self.covers(made) else self._number("")
         if form < 0.65:
             return word.strip(",.;:") + pick(self.rng, (",", ".", ";", ":", "!", "?", "...", "-", "/"))
         left, right = pick(self.rng, ("()", "[]", '""', "''", "{}", "**", "__", "<>", "//"))

@@ -307,7 +307,7 @@ DEGRADATIONS: dict[str, tuple[float, Callable[[Page, float, np.random.Generator]
     "blur": (0.25, blur),
     "low_resolution": (0.12, low_resolution),
     "noise": (0.25, noise),
-    "jpeg": (0.30, jpeg),
+    "jpeg": (0.40, jpeg),
 }
 GEOMETRY = {"rotation": rotation_matrix, "perspective": perspective_matrix}
 CLEAN_SHARE = 0.25
