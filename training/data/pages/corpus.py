@@ -87,9 +87,10 @@ class Corpus:
         if len(words) < MIN_WORDS:
             raise ValueError(f"the text to draw has {len(words)} words; at least {MIN_WORDS} are needed")
         self.prose = " ".join(words)
-        self._known: dict[str, bool] = {}  # of `is_rare`: asked twice for every word drawn
         self.common = _common(words)
-        rare = dict.fromkeys(word for word in (bare(word) for word in words) if word and word not in self.common)
+        forms = dict.fromkeys(words)
+        self._rare_forms = frozenset(form[:MAX_WORD] for form in forms if self.is_rare(form[:MAX_WORD]))
+        rare = dict.fromkeys(word for word in map(bare, forms) if word and word not in self.common)
         vocabulary = dict.fromkeys(word for word in vocabulary if word.lower() not in self.common)
         self.rare = [*rare, *vocabulary] or sorted(self.common)
 
@@ -108,13 +109,12 @@ class Corpus:
 
     def is_rare(self, word: str) -> bool:
         """Whether ``word``, without its punctuation, is none of the common words; numbers and codes are not words."""
-        rare = self._known.get(word)
-        if rare is None:
-            plain = bare(word)
-            rare = self._known[word] = len(plain) > 1 and plain.isalpha() and plain not in self.common
-            if len(self._known) > 500_000:
-                self._known.clear()
-        return rare
+        plain = bare(word)
+        return len(plain) > 1 and plain.isalpha() and plain not in self.common
+
+    def count_rare(self, words: Iterable[str]) -> int:
+        """How many of ``words`` of the prose are rare."""
+        return sum(map(self._rare_forms.__contains__, words))
 
 
 def _is_plain(text: str) -> bool:
@@ -285,7 +285,7 @@ class TextStream:
         count, total = len(words), len(joined) - len(words) + 1
         digits, capitals, punctuation, _ = self.counts + count_classes(joined)
         letters = total + self.counts.sum()
-        rare = self.rare_drawn + sum(map(corpus.is_rare, words))
+        rare = self.rare_drawn + corpus.count_rare(words)
         want_digits, want_capitals, want_punctuation, want_rare = self.wanted
         # A number holds about 3.3 digits, a code 2.4 marks (counted), a word in capitals as many as it has letters.
         lacking = [

@@ -329,17 +329,19 @@ class Chosen:
 def draw_degradations(rng: np.random.Generator, names: Collection[str]) -> list[Chosen]:
     """Which of ``names`` happen to a page, in order: each by its own chance, its strength even in (0, 1].
 
-    A quarter of the pages stay clean (`CLEAN_SHARE`). One that is switched off changes nothing about the others.
+    A quarter of the pages stay clean (`CLEAN_SHARE`). One that is switched off changes nothing about the others, but
+    for this: noise is what cameras and scanners leave in JPEG files, so that a noisy page goes through JPEG as well.
     """
     dice = rng.random((len(DEGRADATIONS), 2))
     seeds = rng.integers(2**62, size=len(DEGRADATIONS))
     if rng.random() < CLEAN_SHARE:
         return []
-    return [
-        Chosen(name, 1.0 - float(strength), int(seed))
-        for (name, (chance, _)), (drawn, strength), seed in zip(DEGRADATIONS.items(), dice, seeds, strict=True)
-        if name in names and drawn < chance
-    ]
+    chosen: list[Chosen] = []
+    for (name, (chance, _)), (drawn, strength), seed in zip(DEGRADATIONS.items(), dice, seeds, strict=True):
+        noisy = name == "jpeg" and any(step.name == "noise" for step in chosen)
+        if name in names and (drawn < chance or noisy):
+            chosen.append(Chosen(name, 1.0 - float(strength), int(seed)))
+    return chosen
 
 
 def degrade(page: Page, chosen: list[Chosen]) -> Page:
