@@ -21,8 +21,8 @@ from training.data.pages.layouts import LAYOUTS
 from training.data.schema import make_row, read_columns, validate_row, write_shards
 from unit_cli import data as data_command
 
-PROSE = """it was a bright cold day in the middle of the year and all the clocks of the town were striking as the old man
-slipped quickly through the glass doors though not quickly enough to prevent a swirl of dust from entering
+PROSE = """it was a bright cold day in the middle of the year and all the clocks of the town were striking as the old
+man slipped quickly through the glass doors though not quickly enough to prevent a swirl of dust from entering
 along with him while the hallway smelt of boiled cabbage and old rag mats and at one end of it a coloured
 poster too large for indoor display had been tacked to the wall"""
 

@@ -254,8 +254,8 @@ class TextStream:
     its words), each drawn evenly between 0 and twice the number in `WANTED`. After each passage of prose what the page
     lacks so far is made up within the passage: words at random places become numbers (digits), codes, addresses and
     quoted words (punctuation), rare words, or words in capitals; at most two thirds of the words of a passage.
-    So a page is prose alone or full of codes and everything between, and the mean over pages is about what `WANTED` says, or
-    more, whatever the corpus. Numbers that a layout needs (prices, dates) count as well.
+    So a page is prose alone or full of codes and everything between, and the mean over pages is about
+    what `WANTED` says, or more, whatever the corpus. Numbers that a layout needs (prices, dates) count as well.
 
     Args:
         corpus: where prose and rare words are from.
