@@ -4,6 +4,10 @@
 ``sources``          download and unpack Debian and npm packages into the cache
 ``text``             one normalisation of text, words, undoing line breaks
 ``schema``             the columns of a row, a validator, the parquet writer and reader
+``mapping``            anything that `datasets` reads, as rows of the schema
+``validation``         what a data set holds, and what of it cannot be used
+``contact_sheet``      sample rows drawn on a sheet
+``languages``          languages and scripts of texts
 ``refusals``           rows that are skipped: counted by source and reason, up to a share
 ``pdf``              pages of TeX Live documentation -> chunks for training, blocks for validation
 ``made_pages``       chunks of text drawn with skia, with random fonts and degradations

@@ -9,6 +9,7 @@ unit data make-blanks                    # blank-train: 6,000 strips of pictures
 unit data pictures                       # pictures-train and pictures-validation
 unit data targets                        # what the teachers of recognition say about pictures-train
 unit data shrink SRC OUT                 # a copy of a picture data set in a third of the bytes, to carry elsewhere
+unit data validate SOURCE                # what a data set holds, what of it cannot be used, a contact sheet
 unit data check-leaks                    # nothing of the validation sets is in the training sets
 """
 
@@ -18,7 +19,7 @@ import argparse
 import sys
 from importlib import import_module
 
-COMMANDS = ("from-pdfs", "make-pages", "make-blanks", "pictures", "targets", "shrink", "check-leaks")
+COMMANDS = ("from-pdfs", "make-pages", "make-blanks", "pictures", "targets", "shrink", "validate", "check-leaks")
 
 
 def add_parser(subparsers) -> None:
