@@ -151,7 +151,7 @@ def measure(side: int, pages: int, resources, weasyprint: Weasyprint | None) -> 
         else:
             timed("encode", png_bytes, page.pixels, True)
         text = sheet.text()
-        timed("held-out text", resources.unwanted, text)
+        timed("held-out text", resources.unwanted or bool, text)
         timed("row", made_pages.page_row, index, 0, settings, resources)
         times.setdefault("words", []).append(len(text.split()))
         style = max((line.style for line in sheet.lines), key=lambda s: sum(ln.style is s for ln in sheet.lines))

@@ -532,6 +532,19 @@ def test_the_command_says_in_one_line_what_is_wrong(arguments, message, font_fol
     assert not (tmp_path / "out").exists()
 
 
+def test_without_the_validation_documents_a_line_says_so(font_folder, tmp_path, monkeypatch):
+    def absent():
+        raise RuntimeError("the command 'apt-get' is not on this machine")
+
+    monkeypatch.setattr(made_pages, "validation_text_filter", absent)
+    monkeypatch.setenv("UNIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text(PROSE)
+    said = []
+    given = {"fonts": font_folder, "corpus": [tmp_path / "text.txt"], "say": said.append}
+    assert made_pages.load_page_resources("train", **given).unwanted is None
+    assert "cannot be had here: the command 'apt-get' is not on this machine" in said[-1]
+
+
 def test_a_short_corpus_is_refused(tmp_path):
     (tmp_path / "short.txt").write_text("only a few words")
     with pytest.raises(ValueError, match="has 4 words; at least 50"):

@@ -213,13 +213,13 @@ class PageResources:
         fonts: font files by family; the draw is by family first, so that one with 40 files counts once.
         corpus: the words.
         pictures: for captions and photo pages; drawn scenes where there are none.
-        unwanted: texts that are drawn anew, see `heldout.validation_text_filter`.
+        unwanted: whether a text is to be drawn anew, see `heldout.validation_text_filter`.
     """
 
     fonts: dict[str, list[str]]
     corpus: Corpus
     pictures: Pictures | None = None
-    unwanted: Callable[[str], bool] = lambda text: False
+    unwanted: Callable[[str], bool] | None = None
     families: list[str] = field(init=False)
     monospaced: list[str] = field(init=False)
 
@@ -272,8 +272,14 @@ def load_page_resources(
     else:
         found = None
         say(f"made pages: no pictures-{split} in the cache (`unit data pictures` builds it): drawn scenes instead")
-    unwanted = validation_text_filter() if split == "train" else lambda text: False
-    return PageResources(load_fonts(fonts, split), load_corpus(corpus), found, unwanted)
+    words, files = load_corpus(corpus), load_fonts(fonts, split)
+    unwanted = None
+    if split == "train":
+        try:
+            unwanted = validation_text_filter()
+        except RuntimeError as error:
+            say(f"made pages: not compared with the validation documents, which cannot be had here: {error}")
+    return PageResources(files, words, found, unwanted)
 
 
 # --------------------------------------------------------------------------------------------------------------- rows
@@ -287,7 +293,7 @@ def page_row(index: int, seed: int, settings: PageSettings, resources: PageResou
     """
     for attempt in range(ATTEMPTS):
         page, text, layout, family, licenses, quality = draw_page(index, seed, settings, resources, attempt)
-        if text and resources.unwanted(text):
+        if text and resources.unwanted is not None and resources.unwanted(text):
             continue
         boxes = whole_boxes(page.boxes, page.pixels.shape) if text else None
         return make_row(
