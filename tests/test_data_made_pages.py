@@ -147,6 +147,15 @@ def test_lines_are_as_long_as_fits(resources, font_folder):
     assert wrap(words, style, 150.0, 2) == (lines[:2], len(" ".join(lines[:2]).split()))
 
 
+def test_characters_met_for_the_first_time_are_measured(font_folder):
+    path = str(font_folder / "aileron.ttf")
+    fonts.metrics.cache_clear()
+    accented = Style(path, 8.0).measure("é")  # beyond ASCII, so not known yet
+    fonts.metrics.cache_clear()
+    style = Style(path, 8.0)
+    assert style.measure("née") == pytest.approx(style.measure("n") + accented + style.measure("e"))
+
+
 def test_x_height_and_size_are_as_asked_for(resources):
     for index in range(12):
         settings = PageSettings(

@@ -63,7 +63,8 @@ class Style:
 
     def advances(self, text: str) -> np.ndarray:
         """(len(text),): how far the pen goes at each character."""
-        return self.metrics.advances[self.metrics.find(text)[1]] * self.size + self.tracking
+        _, slots = self.metrics.find(text)  # may have to learn a character, which replaces the arrays
+        return self.metrics.advances[slots] * self.size + self.tracking
 
     def measure(self, text: str) -> float:
         """Width of ``text``."""
