@@ -10,7 +10,8 @@
 ``languages``          languages and scripts of texts
 ``refusals``           rows that are skipped: counted by source and reason, up to a share
 ``pdf``              pages of TeX Live documentation -> chunks for training, blocks for validation
-``made_pages``       chunks of text drawn with skia, with random fonts and degradations
+``made_chunks``      chunks of text drawn with skia, with random fonts and degradations
+``made_pages``       whole pages drawn with skia, put together from ``pages``: fonts, words, layouts, degradations
 ``blanks``           strips of pictures with nothing to read on them
 ``heldout``          what is never trained on, and the check that it was not
 ===================  ===========================================================================================

@@ -1,7 +1,7 @@
 """Images without text, to be answered with nothing: strips cut out of pictures [ours].
 
 A model that has only seen text reads text into a photograph's grass; these rows are what it must stay silent at. The
-other blanks, empty and smudged paper, are among the made pages (:mod:`training.data.made_pages`).
+other blanks, empty and smudged paper, are among the made pages (:mod:`training.data.made_chunks`).
 """
 
 from __future__ import annotations

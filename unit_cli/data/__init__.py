@@ -6,6 +6,7 @@ unit data from-pdfs                      # chunks-train: 160,000 chunks of real 
 unit data from-pdfs --split validation   # blocks-validation and chunks-validation, a minute or two
 unit data from-pdfs SOURCE... --out DIR  # pages, blocks or chunks of your own PDFs: folders, archives, packages
 unit data make-pages                     # made-train and made-small-train: 26,000 drawn chunks, about a minute
+unit data make-pages --count N --out DIR # whole pages in many layouts: tables, forms, receipts, letters, code, ...
 unit data make-blanks                    # blank-train: 6,000 strips of pictures, nothing to read on them
 unit data pictures                       # pictures-train and pictures-validation
 unit data targets                        # what the teachers of recognition say about pictures-train
