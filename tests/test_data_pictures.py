@@ -248,7 +248,7 @@ def test_building_again_removes_targets_made_for_the_old_rows(tmp_path):
 
 def test_a_list_without_words_is_refused(tmp_path):
     path = tmp_path / "list.yaml"
-    path.write_text("concepts: [{name: zebra}]\nunclear: []\ndemo: []\ndemo_distance: 3\n")
+    path.write_text("pictures: {concepts: [{name: zebra}], unclear: [], demo: [], demo_distance: 3, distance: 4}\n")
     with pytest.raises(ValueError, match="needs name and words"):
         HeldOut.read(path)
 

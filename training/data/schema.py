@@ -215,4 +215,6 @@ def read_columns(folder: str | Path, columns: list[str]) -> Iterator[dict[str, A
     import pyarrow.parquet as pq
 
     for path in shard_paths(folder):
-        yield from pq.read_table(path, columns=columns).to_pylist()
+        with pq.ParquetFile(path) as shard:
+            for batch in shard.iter_batches(batch_size=256, columns=columns):
+                yield from batch.to_pylist()
