@@ -31,6 +31,7 @@ from modeling_unit.vision_sources_unit import save_encoder
 
 from . import card as cards
 from . import clean_process
+from .version import code_version
 
 MAX_SHARD_SIZE = "5GB"  # [ours]; transformers' own is ten times as much, which nobody wants to fetch twice
 CHECK = "check"  # in a workplace: what the clean process is given and gives
@@ -380,31 +381,6 @@ def _without_home(found: Any) -> Any:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def code_version() -> str:
-    """Version of this package and, in a checkout, its commit: `0.1.0 (commit 1a2b3c…)`, with a word if files differ
-    from it."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    root = Path(__file__).resolve().parents[1]
-    try:
-        stated = f"unit-vision {version('unit-vision')}"
-    except PackageNotFoundError:
-        stated = "unit-vision"
-    if not (root / ".git").exists():
-        return stated
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=60
-        ).stdout.strip()
-
-    try:
-        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return stated
-    return f"{stated}, commit {commit}{', with local changes' if changed else ''}"
 
 
 def _made_by(folder: Path) -> str:

@@ -10,6 +10,7 @@ unit data pictures                       # pictures-train and pictures-validatio
 unit data targets                        # what the teachers of recognition say about pictures-train
 unit data shrink SRC OUT                 # a copy of a picture data set in a third of the bytes, to carry elsewhere
 unit data check-leaks                    # nothing of the validation sets is in the training sets
+unit data generate KIND --count N --out DIR  # made rows by the million, on this machine, Slurm or Ray
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import argparse
 import sys
 from importlib import import_module
 
-COMMANDS = ("from-pdfs", "make-pages", "make-blanks", "pictures", "targets", "shrink", "check-leaks")
+COMMANDS = ("from-pdfs", "make-pages", "make-blanks", "pictures", "targets", "shrink", "check-leaks", "generate")
 
 
 def add_parser(subparsers) -> None:
