@@ -191,9 +191,10 @@ def test_rows_that_cannot_be_made_are_counted_up_to_a_share(tmp_path):
     make_shards(plan, tmp_path / "few")
     manifest = json.loads((tmp_path / "few" / "manifest.json").read_text())
     assert manifest["rows"] == 300 - 12  # 1, 26, ... 276
-    assert manifest["refused"] == {"a dot is missing": 12}
+    assert (manifest["refused"]["dots"]["accepted"], manifest["refused"]["dots"]["refused"]) == (288, 12)
+    assert manifest["refused"]["dots"]["reasons"]["a dot is missing"]["count"] == 12
     plan = begin(Plan("dots", 300, 300, settings={"bad": 10}), tmp_path / "many")
-    with pytest.raises(ValueError, match=r"21 of 202 rows cannot be made; 21 times: a dot is missing"):
+    with pytest.raises(ValueError, match=r"21 of 202 rows were refused.*a dot is missing \(21 times"):
         make_shards(plan, tmp_path / "many")
     assert not list((tmp_path / "many").glob("part-*"))
 

@@ -19,6 +19,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -32,7 +33,6 @@ from typing import Any
 EXECUTORS = ("local", "slurm", "ray")
 STATE, PLAN, MANIFEST = ".generate", "plan.json", "manifest.json"
 ROW_GROUP = 250  # rows held in memory at once, and read at once by whoever streams the shard
-REFUSED_SHARE, REFUSED_FROM = 0.05, 200  # [ours] of a shard; a shard with more rows that cannot be made is a mistake
 RESTARTS = 3  # [ours] after workers that were killed, without a whole shard in between
 LIBRARIES = ("numpy", "pillow", "pyarrow", "skia-python")  # their versions decide bytes
 
@@ -187,7 +187,7 @@ def make_shards(plan: Plan, out: Path, rank: int = 0, world_size: int = 1, make:
 
     Raises:
         RuntimeError: this machine draws from other fonts or texts than the folder was begun with; the disk is full.
-        ValueError: more than 5% of a shard's rows cannot be made.
+        ValueError: more of a shard's rows cannot be made than `refusals` allows.
     """
     wanted = [shard for shard in range(rank, plan.shards, world_size) if not is_whole(plan, out, shard)]
     if wanted:
@@ -221,27 +221,30 @@ def make_shard(plan: Plan, out: Path, shard: int, row: Callable[[int], dict[str,
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from .refusals import Refusals
     from .schema import features, validate_row
 
     name = plan.name_of(shard)
     for stale in (out / STATE).glob(f"{name}.*.partial"):
         stale.unlink(missing_ok=True)
     partial = out / STATE / f"{name}.{os.getpid()}.partial"
-    counts: dict[str, Counter] = {"tasks": Counter(), "sources": Counter(), "refused": Counter()}
+    counts: dict[str, Counter] = {"tasks": Counter(), "sources": Counter()}
+    refusals = Refusals()
     rows = characters = blank = 0
     group: list[dict[str, Any]] = []
     schema = features().arrow_schema
     try:
         with partial.open("wb") as file:
             with pq.ParquetWriter(file, schema) as writer:
-                for looked, index in enumerate(plan.rows_of(shard), 1):
+                for index in plan.rows_of(shard):
                     try:
                         made = row(index)
                         validate_row(made, decode=False)
                     except (ValueError, RuntimeError) as error:
-                        counts["refused"][str(error).splitlines()[0]] += 1
-                        _not_too_many(counts["refused"], looked, name)
+                        reason = re.sub(r"\d+", "…", str(error).splitlines()[0])
+                        refusals.add(plan.kind, reason, f"row {index}: {error}")
                         continue
+                    refusals.accept(plan.kind)
                     rows += 1
                     characters += len(made["text"])
                     blank += not made["text"]
@@ -257,17 +260,12 @@ def make_shard(plan: Plan, out: Path, shard: int, row: Callable[[int], dict[str,
             os.fsync(file.fileno())
         note = {"file": name, "rows": rows, "bytes": partial.stat().st_size, "sha256": _sha256(partial)}
         note |= {"characters": characters, "blank": blank, **{key: dict(value) for key, value in counts.items()}}
+        note["refused"] = refusals.as_dict()
         (out / STATE / f"{name}.json").unlink(missing_ok=True)  # of a shard that did not hash to it
         partial.rename(out / name)
         _write(out / STATE / f"{name}.json", note)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _not_too_many(refused: Counter, looked: int, name: str) -> None:
-    if looked >= REFUSED_FROM and refused.total() > REFUSED_SHARE * looked:
-        worst, count = refused.most_common(1)[0]
-        raise ValueError(f"{name}: {refused.total()} of {looked} rows cannot be made; {count} times: {worst}")
 
 
 def source_group(source: str) -> str:
@@ -281,17 +279,25 @@ def source_group(source: str) -> str:
 
 def write_manifest(plan: Plan, out: Path) -> dict[str, Any] | None:
     """Write ``manifest.json`` when every shard has its note; None, and nothing written, when one has not."""
+    from .refusals import Refusals
+
     notes = finished(plan, out)
     if len(notes) < plan.shards:
         return None
     manifest: dict[str, Any] = dataclasses.asdict(plan)
     for name in ("rows", "bytes", "characters", "blank"):
         manifest[name] = sum(note[name] for note in notes)
-    for name in ("tasks", "sources", "refused"):
+    for name in ("tasks", "sources"):
         total: Counter = Counter()
         for note in notes:
             total.update(note[name])
         manifest[name] = dict(sorted(total.items()))
+    refusals = Refusals(max_share=1.0)  # what is written was minded shard by shard
+    for note in notes:
+        one = Refusals()
+        one.load_dict(note["refused"])
+        refusals.merge(one)
+    manifest["refused"] = refusals.as_dict()
     manifest["sources"] = [
         {"source": key.split("\t")[0], "license": key.split("\t")[1], "rows": count}
         for key, count in manifest["sources"].items()

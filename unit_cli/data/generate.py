@@ -55,13 +55,13 @@ def run(args: argparse.Namespace) -> int:
         say=lambda line: print(line, flush=True),
     )
     if manifest is not None:
-        refused = sum(manifest["refused"].values())
+        refused = list(manifest["refused"].values())
         print(
             f"{args.out}: {manifest['rows']:,} rows in {len(manifest['shards'])} shards, "
-            f"{manifest['bytes'] / 1e6:,.1f} MB, {refused} refused; {args.out / MANIFEST}"
+            f"{manifest['bytes'] / 1e6:,.1f} MB, {sum(one['refused'] for one in refused)} refused; see {MANIFEST}"
         )
-        for reason, count in manifest["refused"].items():
-            print(f"{count:>12,}  {reason}")
+        for reason, told in (pair for one in refused for pair in one["reasons"].items()):
+            print(f"{told['count']:>12,}  {reason}")
     return 0
 
 
