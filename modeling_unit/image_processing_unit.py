@@ -269,6 +269,25 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
         return np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
+def load_image_processor(source, **hub):
+    """The image processor of a folder or a repository: ours, as this module has it, wherever a file says that ours was
+    saved (an encoder's repository calls itself CLIP's to those who do not trust remote code), else transformers' own.
+
+    Args:
+        hub: `revision`, `token`, `local_files_only`... as of `AutoImageProcessor.from_pretrained`.
+
+    Raises:
+        OSError, ValueError: none there that can be read.
+    """
+    from transformers import AutoImageProcessor
+
+    settings, _ = BaseImageProcessor.get_image_processor_dict(source, **hub)
+    named = (settings.get("auto_map") or {}).get("AutoImageProcessor")
+    if isinstance(named, str) and named.rpartition(".")[2] == UnitImageProcessor.__name__:
+        return UnitImageProcessor.from_pretrained(source, **hub)
+    return AutoImageProcessor.from_pretrained(source, **hub)
+
+
 def border_colour(image: Image.Image) -> tuple[int, int, int]:
     """Median colour of an RGB image's outermost pixels: the paper's, as a rule."""
     array = np.asarray(image)

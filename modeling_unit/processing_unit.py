@@ -3,12 +3,23 @@
 import math
 
 from transformers import BatchFeature, ProcessorMixin
+from transformers.image_utils import load_image
 
 from .hub_unit import IMAGE_PROCESSOR_AUTO_MAP, PROCESSOR_AUTO_MAP, CodeUploaded, write_code
 
 # Which kind of image a task reads, unless said otherwise
 TASK_KINDS = {"ocr": "document", "markdown": "document", "caption": "natural"}
 DEFAULT_PROMPTS = {"ocr": "Read the text:", "caption": "Describe the picture:", "markdown": "Write as Markdown:"}
+# One message with an image and a prompt, as `apply_chat_template` and pipelines give it, to the prompt of `text`. The
+# model reads; it was not trained to talk.
+CHAT_TEMPLATE = """{%- if messages | length != 1 or messages[0]['role'] != 'user' -%}
+{{- raise_exception('UNIT takes one message of the user: an image, and a prompt as text.') -}}
+{%- endif -%}
+{%- set content = messages[0]['content'] -%}
+{%- if content is string -%}{{- content -}}{%- else -%}
+{%- for part in content -%}
+{%- if part['type'] == 'image' -%}{{- 'IMAGE' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
+{%- endfor -%}{%- endif -%}"""
 
 
 class UnitProcessor(CodeUploaded, ProcessorMixin):
@@ -22,6 +33,7 @@ class UnitProcessor(CodeUploaded, ProcessorMixin):
         image_token: placeholder, one for each visual token.
         unshuffle: patches on a side of one visual token (MLP connector).
         num_queries: visual tokens of a Q-Former connector, whatever the image's size; `None` for the MLP connector.
+        chat_template: Jinja, from messages to a prompt; by default of one message with an image and a text.
 
     Example:
 
@@ -50,6 +62,8 @@ class UnitProcessor(CodeUploaded, ProcessorMixin):
             if image_token not in tokenizer.get_vocab():
                 tokenizer.add_special_tokens({"additional_special_tokens": [image_token]})
             tokenizer.padding_side = "left"
+        if chat_template is None:
+            chat_template = CHAT_TEMPLATE.replace("IMAGE", image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def save_pretrained(self, save_directory, **kwargs):
@@ -93,7 +107,7 @@ class UnitProcessor(CodeUploaded, ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            images: one image or a list.
+            images: one image or a list; of `apply_chat_template`, a list of one image for each conversation.
             text: a prompt or one for each image, in place of `task`. A missing `image_token` is put in front.
             task: `"ocr"`, `"caption"` or `"markdown"`: the prompt that the model was trained with.
             kind: `"natural"` or `"document"`; follows from the task by default (free text: natural).
@@ -114,6 +128,8 @@ class UnitProcessor(CodeUploaded, ProcessorMixin):
         images = list(images) if batched else [images]
         if not images:
             raise ValueError("No image was given.")
+        if isinstance(images[0], (list, tuple)):
+            images = [_only_image(each) for each in images]
         if (text is None) == (task is None):
             raise ValueError("Give exactly one of task and text.")
         if text is not None:
@@ -163,3 +179,15 @@ class UnitProcessor(CodeUploaded, ProcessorMixin):
 
     def decode(self, *args, **kwargs) -> str:
         return self.tokenizer.decode(*args, **kwargs)
+
+
+def _only_image(images):
+    """The image of a conversation, loaded where its message gave a path or an address, as transformers' own
+    processors do.
+
+    Raises:
+        ValueError: none or several.
+    """
+    if len(images) != 1:
+        raise ValueError(f"Each prompt takes exactly one image, got {len(images)}.")
+    return load_image(images[0]) if isinstance(images[0], str) else images[0]

@@ -127,7 +127,12 @@ def run(recipes):
 
 def test_a_run_leaves_its_adapter_beside_the_merged_weights(run):
     start, out = run
-    assert sorted(tree(out / "adapter")) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(tree(out / "adapter")) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "base.json",
+    ]
     settings = json.loads((out / "adapter" / "adapter_config.json").read_text())
     assert (settings["base_model_name_or_path"], settings["revision"]) == (str(start.resolve()), None)
     assert settings["modules_to_save"] == ["connector", "vision_decoder", "character_head"]
@@ -456,7 +461,8 @@ def front_matter(folder) -> dict:
 def test_an_exported_adapter_has_a_card_and_its_runs_recipe(run, tmp_path):
     _, out = run
     folder = export_adapter(out, tmp_path / "repo", base="somebody/base")
-    names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "curve.png", "log.jsonl", "recipe.json"]
+    names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "base.json"]
+    names += ["curve.png", "log.jsonl", "recipe.json"]
     assert sorted(tree(folder)) == names
     settings = json.loads((folder / "adapter_config.json").read_text())
     assert (settings["base_model_name_or_path"], settings["revision"]) == ("somebody/base", None)

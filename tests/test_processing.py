@@ -62,6 +62,38 @@ def test_a_prompt_given_as_text_reads_like_its_task():
         assert torch.equal(by_task[key], by_text[key]), key
 
 
+def messages(image, prompt):
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
+
+
+def test_messages_give_the_inputs_of_the_plain_prompt(tmp_path):
+    """An image and the path of one; one conversation and two; before and after saving."""
+    made, picture = processor(), noise(40, 24)
+    picture.save(tmp_path / "picture.png")
+    made.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "chat_template.jinja").is_file()
+    wanted = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+    for one in (made, UnitProcessor.from_pretrained(tmp_path / "saved")):
+        for prompt in (made.task_prompts["ocr"], "What is this?"):
+            expected = made(images=[picture], text=prompt)
+            for image in (picture, str(tmp_path / "picture.png")):
+                found = one.apply_chat_template(messages(image, prompt), **wanted)
+                assert found.keys() == expected.keys()
+                for name, tensor in expected.items():
+                    assert torch.equal(found[name], tensor), name
+        both = one.apply_chat_template([messages(picture, made.task_prompts["ocr"])] * 2, **wanted)
+        assert torch.equal(both["input_ids"], made(images=[picture] * 2, task="ocr")["input_ids"])
+
+
+def test_a_conversation_that_is_none_of_ours_is_refused():
+    made, said = processor(), messages(noise(40, 24), "Read the text:")
+    with pytest.raises(Exception, match="one message of the user"):
+        made.apply_chat_template([*said, {"role": "assistant", "content": "It says"}])
+    said[0]["content"] += [{"type": "image", "image": noise(40, 24)}]
+    with pytest.raises(ValueError, match="exactly one image, got 2"):
+        made.apply_chat_template(said, tokenize=True, return_dict=True)
+
+
 def test_text_alone_is_tokenised():
     inputs = processor()(text=["a", "bcd"])
     assert inputs["input_ids"].tolist() == [[0, 0] + byte_ids("a"), byte_ids("bcd")]

@@ -12,13 +12,17 @@ import torch
 from huggingface_hub import HfApi, ModelCard, constants
 from safetensors.torch import load_file, save_file
 from tiny import image_processor, processor, unit_model
-from transformers import AutoModel, CLIPImageProcessor, CLIPVisionModel
+from transformers import AutoImageProcessor, AutoModel, CLIPImageProcessor, CLIPVisionModel
 
-from modeling_unit import UnitForPreTraining, UnitVisionModel
+from modeling_unit import UnitForPreTraining, UnitImageProcessor, UnitVisionModel
+from modeling_unit.image_processing_unit import load_image_processor
+from training import card as cards
 from training import publish as publishing
 from training import recipe as recipes
+from training.card_plots import plot_scales, retention
 from training.publish import ExportDiffers, PublishError, publish, push_run, take_hub_settings, upload
 from unit_cli.__main__ import main
+from unit_cli.common import report_push
 
 CLIP = {"model_type": "clip_vision_model", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 CLIP |= {"intermediate_size": 48, "patch_size": 8, "image_size": 32}
@@ -148,10 +152,13 @@ def test_a_dry_run_leaves_a_whole_repository(exported):
 def test_an_encoder_repository_is_read_by_our_image_processor_and_by_clips(exported):
     folder = exported["encoder"].folder
     assert type(AutoModel.from_pretrained(folder)) is UnitVisionModel
-    squares = CLIPImageProcessor.from_pretrained(folder)
     ours = image_processor()
-    assert squares.crop_size["height"] == squares.size["shortest_edge"] == ours.base_size
-    assert list(squares.image_mean) == ours.image_mean
+    for squares in (CLIPImageProcessor.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)):
+        assert type(squares).__name__.startswith("CLIPImageProcessor")  # "...Pil" where torchvision is missing
+        assert squares.crop_size["height"] == squares.size["shortest_edge"] == ours.base_size
+        assert list(squares.image_mean) == ours.image_mean
+        assert list(squares.image_std) == ours.image_std
+    assert type(load_image_processor(folder)) is UnitImageProcessor
     assert "tokenizer.json" not in exported["encoder"].files
 
 
@@ -324,6 +331,48 @@ def test_the_figures_are_in_the_hubs_format(exported):
     assert found["image-classification", "knn_accuracy, class token"].metric_value == 0.5  # its own, not the teacher's
 
 
+def test_scale_and_retention_are_drawn_from_what_the_evaluation_holds(exported):
+    """One reading without bins: no scale plot. A teacher's figure of the same name: a retention plot."""
+    folder = exported["full"].folder
+    text = (folder / "README.md").read_text()
+    assert (folder / "evaluation" / "retention.png").read_bytes().startswith(b"\x89PNG")
+    assert "the model beside its teacher, with 95% intervals](evaluation/retention.png)" in text
+    assert not (folder / "evaluation" / "scales.png").exists()
+    assert "no figures at several scales" in text
+
+
+def test_bins_of_any_known_scale_make_lines(tmp_path):
+    bins = [{"x_height": [8, 10], "rows": [["word_f1", 0.5, 0.4, 0.6]]}]
+    results = {"text": {"readers": [{"reader": "UNIT", "rows": [], "bins": bins}]}}
+    assert not plot_scales(results, tmp_path / "one.png")  # a point is no line
+    bins.append({"x_height": [10, 12], "rows": [["word_f1", 0.6, 0.5, 0.7]]})
+    assert plot_scales(results, tmp_path / "text.png")
+    sides = [{"resolution": side, "rows": [["knn_accuracy, vision decoder", 0.5, 0.4, 0.6]]} for side in (32, 64)]
+    results = {"image": {"models": [{"name": "UNIT", "rows": [], "bins": sides}]}}
+    assert plot_scales(results, tmp_path / "pictures.png")
+    assert not plot_scales(results, tmp_path / "encoder.png", full=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures.png", "text.png"]
+
+
+def test_a_figure_stands_beside_the_teachers_own():
+    """Equal names are paired; what comes through the vision decoder, with what the teacher gives by itself."""
+    models = [
+        {
+            "name": "UNIT",
+            "rows": [["zero_shot_top1, vision decoder", 0.2, 0, 1], ["knn_accuracy, patch mean", 0.3, 0, 1]],
+        },
+        {
+            "name": "teacher",
+            "rows": [["zero_shot_top1, class token", 0.4, 0, 1], ["knn_accuracy, class token", 0.5, 0, 1]],
+        },
+    ]
+    results = {"image": {"models": models}}
+    ((title, own, other),) = retention(results)
+    assert title == "zero-shot top 1\nvision decoder"
+    assert (own[1], other[1]) == (0.2, 0.4)
+    assert retention(results, full=False) == []
+
+
 def test_an_encoder_claims_no_reading(exported):
     data = ModelCard.load(exported["encoder"].folder / "README.md").data
     assert data.pipeline_tag == "image-feature-extraction"
@@ -343,6 +392,19 @@ def test_the_examples_of_the_card_run(exported, tmp_path, monkeypatch):
         for block in blocks:
             code = block.split("```")[0].replace(done.repo_id, str(done.folder))
             exec(compile(code, "card", "exec"), {})
+
+
+def test_a_pipeline_takes_messages_and_the_plain_prompt(exported):
+    from PIL import Image
+    from transformers import pipeline
+
+    read = pipeline("image-text-to-text", model=str(exported["full"].folder))
+    picture = Image.new("RGB", (64, 32), "white")
+    prompt = read.processor.task_prompts["ocr"]
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]
+    plain = read(images=picture, text=f"<image>{prompt}", return_tensors=True)
+    chat = read(text=[{"role": "user", "content": content}], return_tensors=True)
+    assert chat[0]["generated_token_ids"].tolist() == plain[0]["generated_token_ids"].tolist()
 
 
 def test_a_token_in_a_file_stops_the_push(unchecked, tmp_path):
@@ -427,6 +489,44 @@ def test_a_branch_and_a_pull_request(online, folder):
     assert online.head("alice/unit") == main_before
     assert proposed.url.endswith("/discussions/1")
     assert "model.safetensors" in online.files("alice/unit", "refs/pr/1")
+
+
+def test_a_card_edited_on_the_hub_is_kept_and_said(online, folder, capsys):
+    """Ours is replaced by ours; what people wrote stays, until it is said that it shall not."""
+    client = api(online)
+    readme = folder / "README.md"
+
+    def push(title, **wishes):
+        readme.write_text(cards.signed(f"---\nlicense: apache-2.0\n---\n# {title}\n"))
+        return upload(folder, "alice/unit", client, **wishes)
+
+    push("first")
+    assert push("second").uploaded == ["README.md"]
+    edited = online.files("alice/unit")["README.md"].replace(b"second", b"second, with a warning")
+    client.upload_file(path_or_fileobj=edited, path_in_repo="README.md", repo_id="alice/unit")
+    done = push("third")
+    assert (done.kept, done.uploaded) == (["README.md"], [])
+    report_push(done)
+    assert "README.md was edited on the Hub and is kept" in capsys.readouterr().out
+    assert online.files("alice/unit")["README.md"] == edited
+    assert push("third", overwrite_card=True).kept == []
+    assert online.files("alice/unit")["README.md"] == readme.read_bytes()
+
+
+def test_another_kind_of_model_is_not_replaced_in_silence(online, folder, tmp_path):
+    client = api(online)
+    upload(folder, "alice/unit", client)
+    before = online.head("alice/unit")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    save_file({"b": torch.zeros(3)}, str(adapter / "adapter_model.safetensors"))
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(PublishError, match="holds an encoder alone, which this push would replace by an adapter"):
+        upload(adapter, "alice/unit", client)
+    assert online.head("alice/unit") == before
+    upload(adapter, "alice/unit", client, replace=True)
+    assert {"adapter_config.json", "adapter_model.safetensors"} < set(online.files("alice/unit"))
+    assert not {"config.json", "model.safetensors"} & set(online.files("alice/unit"))
 
 
 def test_a_push_that_was_overtaken_is_refused(online, folder, monkeypatch):

@@ -15,7 +15,7 @@ from transformers import AutoModelForPreTraining
 
 from training import publish as publishing
 from training import publish_adapter as adapters
-from training.adapter import base_of, merge_adapter, save_adapter
+from training.adapter import base_of, fingerprint, merge_adapter, other_base, save_adapter
 from training.arguments import LoraArguments
 from training.lora import add_lora
 from training.publish import ExportDiffers, publish, upload
@@ -80,7 +80,8 @@ def test_adapter_merged_model_and_merged_then_pushed_model_are_one(online, run, 
     based = upload(run.base, "alice/base", client)
     first = publish_adapter(run.folder, "alice/adapter", base="alice/base", api=client)
     assert first.commit == online.head("alice/adapter")
-    assert set(first.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "recipe.json"}
+    files = {"README.md", "adapter_config.json", "adapter_model.safetensors", "base.json", "recipe.json"}
+    assert set(first.files) == files
     assert set(online.files("alice/adapter")) == set(first.files) | {".gitattributes"}
     before = len(online.requests)
     assert publish_adapter(run.folder, "alice/adapter", base="alice/base", api=client).uploaded == []
@@ -103,6 +104,32 @@ def test_adapter_merged_model_and_merged_then_pushed_model_are_one(online, run, 
     assert not online.leaks()
 
 
+def test_the_fingerprint_is_of_the_weights_and_not_of_their_files(run, tmp_path):
+    """The same weights in several files, without the parts that a base may lack; then one value moved."""
+    model = AutoModelForPreTraining.from_pretrained(run.base)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size=20_000)
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    assert not other_base(run.folder / "adapter", tmp_path / "sharded")
+    with torch.no_grad():
+        model.vision_model.norm.bias[0] += 1
+    model.save_pretrained(tmp_path / "moved")
+    assert other_base(run.folder / "adapter", tmp_path / "moved")
+    assert fingerprint(tmp_path / "nothing") is None
+
+
+def test_merging_into_another_base_is_said(run, tmp_path, capsys):
+    model = AutoModelForPreTraining.from_pretrained(run.base)
+    with torch.no_grad():
+        model.vision_model.norm.bias[0] += 1
+    model.save_pretrained(tmp_path / "moved")
+    tiny.processor().save_pretrained(tmp_path / "moved")
+    adapter = str(run.folder / "adapter")
+    assert main(["merge", adapter, str(tmp_path / "one")]) == 0
+    assert "trained on" not in capsys.readouterr().err
+    assert main(["merge", adapter, str(tmp_path / "two"), "--base", str(tmp_path / "moved")]) == 0
+    assert "does not hold the weights that" in capsys.readouterr().err
+
+
 def test_a_base_with_other_weights_stops_the_push(online, run, tmp_path):
     other = shutil.copytree(run.base, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
@@ -113,8 +140,10 @@ def test_a_base_with_other_weights_stops_the_push(online, run, tmp_path):
         metadata={"format": "pt"},
     )
     upload(other, "alice/other", api(online))
+    said = []
     with pytest.raises(ExportDiffers, match=r"does not give .* logits: by up to .* is that the same model"):
-        publish_adapter(run.folder, "alice/adapter", base="alice/other", api=api(online))
+        publish_adapter(run.folder, "alice/adapter", base="alice/other", api=api(online), say=said.append)
+    assert "alice/other does not hold the weights that the adapter was trained on" in said
     assert online.repository("models", "alice/adapter") is None
 
 

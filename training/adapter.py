@@ -11,12 +11,13 @@ language decoder are drawn at random: it saves the model as it was before traini
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from .llava_tower import written_whole
 
 ADAPTER, BASE = "adapter", "base"  # folders of a run
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+FINGERPRINT = "base.json"  # beside an adapter: the hash of the weights that it was trained on
 PREFIX = "base_model.model."  # peft's, in front of every name in an adapter
 # Parts that a base may lack without being another model: the auxiliary head is left out of exported models, the vision
 # decoder is not there in `UnitForConditionalGeneration`
@@ -78,6 +80,8 @@ def save_adapter(model: nn.Module, folder: str | Path, base: str, revision: str 
         # what peft would do about embeddings is to ask the Hub for the base: none of ours is adapted or resized
         model.save_pretrained(staging, safe_serialization=True, save_embedding_layers=False)
         write_card(staging, license_of(base, revision, local_files_only=True))
+        if (found := fingerprint(base, revision)) is not None:
+            (staging / FINGERPRINT).write_text(json.dumps({"sha256": found}) + "\n", encoding="utf-8")
     return folder
 
 
@@ -93,6 +97,49 @@ def save_base(model: nn.Module, processor: Any, folder: str | Path) -> Path:
         model.get_base_model().save_pretrained(staging, state_dict=tensors)
         processor.save_pretrained(staging)
     return folder
+
+
+def fingerprint(base: str | Path, revision: str | None = None) -> str | None:
+    """Hash of a base's weights: names, shapes, and values as float32, however they are divided into files; without the
+    parts that a base may lack (`DISPENSABLE`). `None` where there are no safetensors on this machine; nothing is
+    fetched."""
+    folder = Path(base)
+    if not folder.is_dir():
+        cached = None if is_folder(str(base)) else try_to_load_from_cache(str(base), "config.json", revision=revision)
+        if not isinstance(cached, str):
+            return None
+        folder = Path(cached).parent
+    files = sorted(file for file in folder.glob("*.safetensors") if file.name != WEIGHTS)
+    places: dict[str, Path] = {}
+    try:
+        for file in files:
+            with safe_open(file, "pt") as opened:
+                places |= dict.fromkeys(opened.keys(), file)
+        if not places:
+            return None
+        digest = hashlib.sha256()
+        with ExitStack() as stack:
+            opened = {file: stack.enter_context(safe_open(file, "pt")) for file in files}
+            for name in sorted(places):
+                if name.split(".")[0] in DISPENSABLE:
+                    continue
+                tensor = opened[places[name]].get_tensor(name)
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.float().contiguous().reshape(-1).view(torch.uint8).numpy())
+    except (OSError, SafetensorError):  # a damaged file is for those to report who load it
+        return None
+    return digest.hexdigest()
+
+
+def other_base(adapter: Path, base: str | Path, revision: str | None = None) -> bool:
+    """Whether an adapter's folder records that it was trained on other weights than those of `base`; `False` where it
+    records none (adapters of before, or of others), or where they are not on this machine."""
+    try:
+        recorded = json.loads((adapter / FINGERPRINT).read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    found = fingerprint(base, revision)
+    return found is not None and found != recorded
 
 
 @contextmanager
@@ -154,6 +201,8 @@ def export_adapter(
     with written_whole(folder) as staging:
         (staging / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         shutil.copyfile(source / WEIGHTS, staging / WEIGHTS)
+        if (source / FINGERPRINT).is_file():
+            shutil.copyfile(source / FINGERPRINT, staging / FINGERPRINT)
         write_card(staging, license)
         copy_provenance(source, staging)
     return Path(folder)
@@ -241,6 +290,7 @@ class Merged:
     Args:
         base: where the base came from. model_class: of what was written. dtype: of the weights on disk.
         layers: number of layers whose adapter was merged. full_parts: parts that came whole with the adapter.
+        other_base: the adapter was trained on other weights, as far as it records them, see [`other_base`].
     """
 
     base: str
@@ -248,6 +298,7 @@ class Merged:
     dtype: torch.dtype
     layers: int
     full_parts: list[str]
+    other_base: bool = False
 
 
 def merge_adapter(
@@ -298,7 +349,7 @@ def merge_adapter(
             raise ValueError(f"{base}: no processor can be loaded from there: {_line(error)}") from error
         save_full(plain, processor, staging, dtype)
         copy_provenance(folder, staging)
-    return Merged(str(base), type(plain).__name__, dtype, layers, full_parts)
+    return Merged(str(base), type(plain).__name__, dtype, layers, full_parts, other_base(folder, base, revision))
 
 
 def find_adapter(source: str | Path) -> Path:
@@ -317,6 +368,8 @@ def find_adapter(source: str | Path) -> Path:
             folder = Path(hf_hub_download(str(source), CONFIG)).parent
         except (OSError, ValueError, HfHubHTTPError) as error:
             raise ValueError(f"{source}: no such folder, and no adapter on the Hub: {_line(error)}") from error
+        with suppress(OSError, HfHubHTTPError):  # adapters of before, and of others, have none
+            hf_hub_download(str(source), FINGERPRINT, revision=folder.name)
         try:
             hf_hub_download(str(source), WEIGHTS, revision=folder.name)
         except (OSError, ValueError, HfHubHTTPError) as error:

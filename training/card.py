@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 PICTURE, CURVE, LOG, RECIPE, DATA = "features.png", "curve.png", "log.jsonl", "recipe.json", "data.json"
+SCALES, RETENTION = "scales.png", "retention.png"  # in `evaluation/`
 # What `model-index` calls the figures of `unit evaluate`: task, data, metric. Held-out data of ours is no data set on
 # the Hub, which `.eval_results/`, the successor of `model-index`, asks for.
 TEXT_METRICS = {
@@ -18,6 +20,7 @@ TEXT_METRICS = {
     "cer": ("cer", "character error rate"),
     "wer": ("wer", "word error rate"),
 }
+SIGNATURE = re.compile(r"\n<!-- written by unit-vision, sha256 ([0-9a-f]{64}) -->\s*\Z")
 PARTS = {
     "vision_model": "encoder",
     "connector": "connector",
@@ -172,10 +175,31 @@ def make_card(folder: Path, repo_id: str, facts: dict[str, Any]):
             "log": (folder / LOG).is_file(),
             "results": results_tables(results) if results else None,
             "report_picture": "evaluation/report.png" if (folder / "evaluation" / "report.png").is_file() else None,
+            "scales": f"evaluation/{SCALES}" if (folder / "evaluation" / SCALES).is_file() else None,
+            "scales_text": "Figures on held-out data against the size of the input, with 95% intervals",
+            "retention": f"evaluation/{RETENTION}" if (folder / "evaluation" / RETENTION).is_file() else None,
+            "retention_text": "Recognition of held-out pictures, the model beside its teacher, with 95% intervals",
             "limits": LIMITS,
         }
     )
     return ModelCard(re.sub(r"\n{3,}", "\n\n", content))  # what the template leaves where a section is empty
+
+
+def signed(card: str) -> str:
+    """A card with the hash of its text in a comment at its end, by which a later push tells whether it was edited."""
+    text = SIGNATURE.sub("", card).rstrip() + "\n"
+    return f"{text}\n<!-- written by unit-vision, sha256 {_hash(text)} -->\n"
+
+
+def is_signed(card: str) -> bool:
+    """Whether a card is, word for word, as a push wrote it."""
+    card = card.replace("\r\n", "\n")
+    found = SIGNATURE.search(card)
+    return found is not None and found[1] == _hash(card[: found.start()])
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _data_table(rows: list[dict[str, Any]]) -> str:

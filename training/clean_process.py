@@ -119,6 +119,9 @@ def main(job: dict) -> None:
         if job["clip"]:
             inputs = inputs_of(CLIPImageProcessor.from_pretrained(folder), picture, model.dtype)
             tensors["tokens, CLIPImageProcessor"] = model(**inputs).last_hidden_state
+            untrusted = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+            if not torch.equal(inputs_of(untrusted, picture, model.dtype)["pixel_values"], inputs["pixel_values"]):
+                words["problems"].append("AutoImageProcessor without remote code gives other pixels than CLIP's")
         if job["kind"] == "full":
             model = None  # one at a time in memory
             model = _loaded(AutoModelForImageTextToText, job, words["problems"])

@@ -16,21 +16,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
 
 from modeling_unit import UnitConfig, UnitImageProcessor, UnitVisionConfig
 from modeling_unit.architectures_unit import ARCHITECTURES, prefix_tokens, run_encoder
+from modeling_unit.image_processing_unit import load_image_processor
 from modeling_unit.vision_sources_unit import save_encoder
 
 from . import card as cards
 from . import clean_process
+from .card_plots import plot_retention, plot_scales
 from .version import code_version
 
 MAX_SHARD_SIZE = "5GB"  # [ours]; transformers' own is ten times as much, which nobody wants to fetch twice
@@ -39,6 +41,10 @@ CONFIG, PREPROCESSOR, README = "config.json", "preprocessor_config.json", "READM
 EVALUATION = ("results.json", "report.md", "report.png")
 # Files that an earlier push of ours may have left and that this one replaces as a whole
 OWN_FILES = re.compile(r"^([^/]*_unit\.py|[^/]*\.safetensors|[^/]*\.safetensors\.index\.json|evaluation/.*)$")
+# ... and those that make it another kind of repository, where this push changes that
+OTHER_KINDS = re.compile(
+    r"^((adapter_|generation_|processor_|preprocessor_|tokenizer_)?config\.json|tokenizer\.json|chat_template\.jinja)$"
+)
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")  # what the Hub's tokens look like
 NO_TOKEN = "no token: log in with `hf auth login`, or set HF_TOKEN to one with the right to write"
 REASONS = {  # what the Hub's statuses mean here
@@ -67,6 +73,7 @@ class Published:
         commit: of the branch as it is now, `None` after a dry run. url: of the commit or pull request.
         uploaded: paths that changed; empty if the repository held it all already.
         files: path -> size in bytes of everything exported.
+        kept: paths that the repository holds in another form and that were left as they are: a card edited by hand.
     """
 
     repo_id: str
@@ -75,6 +82,7 @@ class Published:
     url: str | None = None
     uploaded: list[str] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
 
 
 def publish(
@@ -88,6 +96,8 @@ def publish(
     dry_run: bool = False,
     evaluation: str | Path | None = None,
     license: str = "apache-2.0",
+    overwrite_card: bool = False,
+    replace: bool = False,
     api: Any = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Published:
@@ -102,6 +112,8 @@ def publish(
         dry_run: do all but upload, without network; the folder is left and named in the result.
         evaluation: folder of `unit evaluate`; by default `source/evaluation`, if it is there.
         license: of the weights, as the Hub names it.
+        overwrite_card: also where the repository's card is not as an earlier push wrote it; without, it is kept.
+        replace: also where the repository holds something else: an adapter, a full model, an encoder alone.
         api: `huggingface_hub.HfApi`, with an endpoint and a token of its own.
         say: is told what is being done, a line at a time.
 
@@ -125,6 +137,7 @@ def publish(
         check_export(folder, facts, expected, work / CHECK)
         (folder / README).write_text(str(cards.make_card(folder, repo_id, facts)), encoding="utf-8")
         where = {"private": private, "create_pr": create_pr, "revision": revision}
+        where |= {"overwrite_card": overwrite_card, "replace": replace}
         return hand_over(folder, repo_id, api, dry_run, say, **where)
 
 
@@ -146,6 +159,8 @@ def hand_over(
     folder: Path, repo_id: str, api: Any, dry_run: bool, say: Callable[[str], None], what: str = "", **where
 ) -> Published:
     """The last step of every push: no token among the files, then [`upload`] with `where`, or only what they are."""
+    if where.get("repo_type") != "space":
+        (folder / README).write_text(cards.signed((folder / README).read_text(encoding="utf-8")), encoding="utf-8")
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
     refuse_secrets(folder, None if api is None else _token(api))
     if dry_run:
@@ -190,7 +205,7 @@ def load_source(source: Path, encoder_only: bool) -> tuple[Any, Any, str]:
             model = AutoModel.from_pretrained(source, dtype="auto", use_safetensors=True, local_files_only=True)
             processor = None
             if (source / PREPROCESSOR).is_file():
-                processor = AutoImageProcessor.from_pretrained(source, local_files_only=True)
+                processor = load_image_processor(source, local_files_only=True)
             return model.eval(), processor, "encoder"
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise PublishError(f"{source}: cannot be loaded: {_first_line(error)}") from error
@@ -240,7 +255,7 @@ def export(
             processor.save_pretrained(folder)  # the encoder's own, as it was
     image_processor = getattr(processor, "image_processor", processor)
     if not full and not ours:
-        image_processor = AutoImageProcessor.from_pretrained(folder)
+        image_processor = load_image_processor(folder)
     elif not full:
         image_processor = images
     clip = None
@@ -259,7 +274,7 @@ def export(
         if not torch.isfinite(tensor).all():
             raise PublishError(f"{source}: the model's {name} are not finite; such a model is of no use to anybody")
     _forget_paths(folder / CONFIG)
-    _copy_papers(source, folder, evaluation)
+    _copy_papers(source, folder, evaluation, full)
     if isinstance(image_processor, UnitImageProcessor):
         _draw_picture(encoder, image_processor, folder / cards.PICTURE)
     prompt = ""
@@ -297,21 +312,27 @@ def probe_picture():
 
 def add_clip_settings(path: Path, config: UnitVisionConfig, images: UnitImageProcessor) -> int:
     """Let transformers' own `CLIPImageProcessor` read the file of our image processor: squares at x1, whole patches.
+    `AutoImageProcessor` takes that one where remote code is not trusted, and ours, by `auto_map`, where it is.
 
     Returns:
         The side of the square in pixels.
     """
     side = max(config.patch_size, images.base_size // config.patch_size * config.patch_size)
     squares = {"do_convert_rgb": True, "do_resize": True, "size": {"shortest_edge": side}, "resample": 3}
-    squares |= {"do_center_crop": True, "crop_size": {"height": side, "width": side}, "do_rescale": True}
+    squares |= {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+    }
     settings = json.loads(path.read_text(encoding="utf-8")) | squares | {"rescale_factor": 1 / 255}
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return side
 
 
-def _copy_papers(source: Path, folder: Path, evaluation: str | Path | None) -> None:
-    """Recipe, log, curves, evaluation, list of data, from beside the weights; paths of this machine and settings of
-    the Hub stay behind."""
+def _copy_papers(source: Path, folder: Path, evaluation: str | Path | None, full: bool) -> None:
+    """Recipe, log, curves, evaluation and its plots, list of data, from beside the weights; paths of this machine and
+    settings of the Hub stay behind."""
     for name in (cards.LOG, cards.CURVE):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
@@ -331,9 +352,11 @@ def _copy_papers(source: Path, folder: Path, evaluation: str | Path | None) -> N
     try:
         results = _without_home(cards._json(given / EVALUATION[0]))
         cards.results_tables(results)
+        (folder / "evaluation").mkdir()
+        plot_scales(results, folder / "evaluation" / cards.SCALES, full)
+        plot_retention(results, folder / "evaluation" / cards.RETENTION, full)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise PublishError(f"{given / EVALUATION[0]}: not what unit evaluate writes: {error!r}") from error
-    (folder / "evaluation").mkdir()
     _write_json(folder / "evaluation" / EVALUATION[0], results)
     for name in EVALUATION[1:]:
         if (given / name).is_file():
@@ -542,6 +565,8 @@ def upload(
     repo_type: str = "model",
     own_files: re.Pattern[str] = OWN_FILES,
     new_repository: dict[str, Any] | None = None,
+    overwrite_card: bool = False,
+    replace: bool = False,
 ) -> Published:
     """Bring a repository to what a folder holds in one commit: what differs is added, what an earlier push of ours
     left is deleted, everything else in it stays. The commit is refused if the branch moved meanwhile.
@@ -549,6 +574,10 @@ def upload(
     Args:
         repo_type: "model" or "space". own_files: which paths an earlier push may have left.
         new_repository: more arguments of `HfApi.create_repo`, for a repository that does not exist.
+        overwrite_card, replace: as of [`publish`].
+
+    Raises:
+        PublishError: the repository holds a model of another kind, and `replace` is not said.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -570,9 +599,24 @@ def upload(
             there[entry.path] = entry.lfs.sha256 if entry.lfs else entry.blob_id
     names = [path.relative_to(folder).as_posix() for path in _files(folder)]
     changed = [name for name in names if there.get(name) not in _hashes(folder / name)]
+    kept = []
+    if repo_type == "model":
+        was, will = content_kind(there), content_kind(names)
+        if was not in (None, will) and not replace:
+            raise PublishError(
+                f"{repo_id}: holds {was}, which this push would replace by {will}: name another repository, or say "
+                "--replace"
+            )
+        if was not in (None, will):
+            own_files = re.compile(f"{own_files.pattern}|{OTHER_KINDS.pattern}")
+        if README in changed and README in there and not overwrite_card:
+            card = Path(api.hf_hub_download(repo_id, README, revision=head)).read_text(encoding="utf-8")
+            if not cards.is_signed(card):
+                changed.remove(README)
+                kept.append(README)
     stale = sorted(name for name in there if name not in names and own_files.match(name))
     if not changed and not stale:
-        return Published(repo_id, commit=head)
+        return Published(repo_id, commit=head, kept=kept)
     operations: list[Any] = [CommitOperationAdd(name, str(folder / name)) for name in changed]
     operations += [CommitOperationDelete(name) for name in stale]
     done = api.create_commit(
@@ -584,7 +628,16 @@ def upload(
         create_pr=create_pr,
         **kind,
     )
-    return Published(repo_id, commit=done.oid, url=done.pr_url or done.commit_url, uploaded=changed + stale)
+    return Published(repo_id, commit=done.oid, url=done.pr_url or done.commit_url, uploaded=changed + stale, kept=kept)
+
+
+def content_kind(names: Collection[str]) -> str | None:
+    """What a repository of these files holds; `None` where it is no model yet."""
+    if "adapter_config.json" in names:
+        return "an adapter"
+    if CONFIG not in names:
+        return None
+    return "a full model" if "processor_config.json" in names else "an encoder alone"
 
 
 def _files(folder: Path) -> list[Path]:

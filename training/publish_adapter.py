@@ -22,7 +22,7 @@ from modeling_unit.hub_unit import FULL_AUTO_MAP, write_code
 
 from . import card as cards
 from . import clean_process
-from .adapter import adapter_of, export_adapter, is_folder, load_base, put_on, read_settings
+from .adapter import adapter_of, export_adapter, is_folder, load_base, other_base, put_on, read_settings
 from .publish import (
     CHECK,
     CONFIG,
@@ -56,6 +56,8 @@ def publish_adapter(
     revision: str | None = None,
     dry_run: bool = False,
     license: str | None = None,
+    overwrite_card: bool = False,
+    replace: bool = False,
     api: Any = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Published:
@@ -67,7 +69,7 @@ def publish_adapter(
             folder. A base on the Hub is fetched; none of its code is run.
         dry_run: do all but upload, without network: a base on the Hub must be in the cache.
         license: by default what the base's card says.
-        repo_id, private, create_pr, revision, api, say: as of [`publish`].
+        repo_id, private, create_pr, revision, overwrite_card, replace, api, say: as of [`publish`].
 
     Raises:
         PublishError: no adapter, no base that others can fetch, no token or no right, no connection, an adapter that
@@ -102,6 +104,8 @@ def publish_adapter(
                 _write_json(folder / cards.RECIPE, public_recipe(recipe))
             trained_on = _base_folder(recorded, commit, api, dry_run)
             named = trained_on if base is None else _base_folder(base, None, api, dry_run)
+            if other_base(adapter_of(source), named):
+                say(f"{base or recorded} does not hold the weights that the adapter was trained on")
             say("checking the adapter on its base in a clean process")
             check_adapter(adapter_of(source), trained_on, folder, named, work / CHECK)
         except PublishError:
@@ -109,6 +113,7 @@ def publish_adapter(
         except ValueError as error:
             raise PublishError(_first_line(error)) from error
         where = {"private": private, "create_pr": create_pr, "revision": revision}
+        where |= {"overwrite_card": overwrite_card, "replace": replace}
         return hand_over(folder, repo_id, api, dry_run, say, **where)
 
 

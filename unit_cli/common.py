@@ -73,6 +73,7 @@ def load(
     import transformers
 
     from modeling_unit import shipped_checkpoint
+    from modeling_unit.image_processing_unit import load_image_processor
     from modeling_unit.released_unit import released_folder
     from modeling_unit.vision_sources_unit import require_safetensors
 
@@ -106,7 +107,10 @@ def load(
         )
         _check_weights(loaded, report)
         loaded = loaded.eval().to(device)
-        processor = auto_processor and getattr(transformers, auto_processor).from_pretrained(name)
+        if auto_processor == "AutoImageProcessor":
+            processor = load_image_processor(name)
+        else:
+            processor = auto_processor and getattr(transformers, auto_processor).from_pretrained(name)
     except CommandError:
         raise
     except Exception as error:  # what a strange configuration makes transformers raise has no common type
@@ -131,6 +135,21 @@ def _check_weights(model: Any, report: dict[str, Any]) -> None:
     if lacking:
         more = ", ..." if len(lacking) > 3 else ""
         raise ValueError(f"the weights lack {len(lacking)} keys: {', '.join(lacking[:3])}{more}")
+
+
+def report_push(done: Any, checked: str = "") -> None:
+    """Print what a push (a `training.publish.Published`) did; `checked` stands before what a dry run says."""
+    if done.folder is not None:
+        for name, size in done.files.items():
+            print(f"{size:>13,}  {name}")
+        print(f"{checked}nothing was uploaded. What would go to {done.repo_id} is in {done.folder}")
+        return
+    for name in done.kept:
+        print(f"{done.repo_id}: {name} was edited on the Hub and is kept as it is there; --overwrite-card replaces it")
+    if not done.uploaded:
+        print(f"{done.repo_id}: nothing to upload, it holds all of this already (commit {done.commit})")
+    else:
+        print(f"{done.repo_id}: {len(done.uploaded)} of {len(done.files)} files changed; {done.url}")
 
 
 def first_line(error: BaseException) -> str:

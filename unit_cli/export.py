@@ -67,13 +67,12 @@ def run(args: argparse.Namespace) -> int:
 def _image_processor(name: str, config):
     """The model's own image processor; what describes one where its class cannot be made (DINOv3's needs torchvision)
     or none was saved."""
-    from transformers import AutoImageProcessor
-
     from modeling_unit import UnitImageProcessor
+    from modeling_unit.image_processing_unit import load_image_processor
     from modeling_unit.vision_sources_unit import native_processor
 
     try:
-        return AutoImageProcessor.from_pretrained(name)
+        return load_image_processor(name)
     except (OSError, ValueError, ImportError):
         settings = native_processor(config, UnitImageProcessor.from_vision_pretrained(name))
         return SimpleNamespace(**settings, to_json_string=lambda: json.dumps(settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from .common import CommandError, first_line, quiet
@@ -46,6 +47,12 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(first_line(error)) from error
     dtype = str(merged.dtype).removeprefix("torch.")
     print(f"{args.out}: {merged.model_class} in {dtype}, adapter of {merged.layers} layers merged into {merged.base}")
+    if merged.other_base:
+        print(
+            f"unit merge: {merged.base} does not hold the weights that {args.adapter} was trained on: the merged "
+            "model is not what was trained",
+            file=sys.stderr,
+        )
     if merged.full_parts:
         print(f"trained in full and taken from the adapter: {', '.join(merged.full_parts)}")
     return 0

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from .common import CommandError
+from .common import CommandError, report_push
 from .train import missing_extra
 
 
@@ -39,6 +39,12 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--license", help="of the weights, as the Hub names it (default: apache-2.0; of an adapter, its base's)"
     )
+    parser.add_argument(
+        "--overwrite-card", action="store_true", help="replace a card on the Hub that was edited by hand"
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="into a repository that holds another kind: adapter, model, encoder"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
             "create_pr": args.create_pr,
             "revision": args.revision,
             "dry_run": args.dry_run,
+            "overwrite_card": args.overwrite_card,
+            "replace": args.replace,
             "say": lambda line: print(line, file=sys.stderr, flush=True),
         }
         if args.adapter:
@@ -86,12 +94,5 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(f"the export cannot be written: {error}") from error
-    if done.folder is not None:
-        for name, size in done.files.items():
-            print(f"{size:>13,}  {name}")
-        print(f"checked; nothing was uploaded. What would go to {args.repo_id} is in {done.folder}")
-    elif not done.uploaded:
-        print(f"{args.repo_id}: nothing to upload, it holds all of this already (commit {done.commit})")
-    else:
-        print(f"{args.repo_id}: {len(done.uploaded)} of {len(done.files)} files changed; {done.url}")
+    report_push(done, "checked; ")
     return 0

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from .common import CommandError
+from .common import CommandError, report_push
 from .train import missing_extra
 
 
@@ -46,12 +46,5 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(f"the Space's files cannot be written: {error}") from error
-    if done.folder is not None:
-        for name, size in done.files.items():
-            print(f"{size:>13,}  {name}")
-        print(f"nothing was uploaded. What would go to the Space {args.repo_id} is in {done.folder}")
-    elif not done.uploaded:
-        print(f"{args.repo_id}: nothing to upload, it holds all of this already (commit {done.commit})")
-    else:
-        print(f"{args.repo_id}: {len(done.uploaded)} files changed; {done.url}")
+    report_push(done)
     return 0

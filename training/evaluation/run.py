@@ -170,10 +170,9 @@ class PictureEncoder:
     """
 
     def __init__(self, path: str, device: str = "cpu"):
-        from transformers import AutoImageProcessor
-
         from modeling_unit import UnitConfig, UnitForPreTraining, UnitImageProcessor
         from modeling_unit.architectures_unit import architecture, prefix_tokens
+        from modeling_unit.image_processing_unit import load_image_processor
         from modeling_unit.vision_sources_unit import find_vision_source
         from training.teacher import load_projection
 
@@ -193,9 +192,7 @@ class PictureEncoder:
             self.projection = load_projection(path)
         ours = isinstance(config, UnitConfig) or architecture(config).ours
         # transformers' own processors crop, or make patches of the pictures: ours makes of all what the table says
-        self.processor = (
-            AutoImageProcessor.from_pretrained(path) if ours else UnitImageProcessor(**found.image_settings)
-        )
+        self.processor = load_image_processor(path) if ours else UnitImageProcessor(**found.image_settings)
         self.resolution = _resolution(self.processor)
         width = getattr(config, "vision_config", config).hidden_size
         if self.projection is not None and self.projection.shape[1] == width:
