@@ -572,7 +572,7 @@ def upload(
     left is deleted, everything else in it stays. The commit is refused if the branch moved meanwhile.
 
     Args:
-        repo_type: "model" or "space". own_files: which paths an earlier push may have left.
+        repo_type: "model", "dataset" or "space". own_files: which paths an earlier push may have left.
         new_repository: more arguments of `HfApi.create_repo`, for a repository that does not exist.
         overwrite_card, replace: as of [`publish`].
 
@@ -657,10 +657,10 @@ def _hashes(path: Path) -> tuple[str, str]:
 def refuse_secrets(folder: Path, token: str | None) -> None:
     """
     Raises:
-        PublishError: a file other than weights holds the token, or something that looks like one.
+        PublishError: a file other than weights and shards holds the token, or something that looks like one.
     """
     for path in _files(folder):
-        if path.suffix == ".safetensors":
+        if path.suffix in (".safetensors", ".parquet"):  # the texts of a data set are looked at row by row
             continue
         content = path.read_bytes()
         if (token and token.encode() in content) or TOKEN.search(content):

@@ -169,7 +169,7 @@ class LeakCheck:
         self.families["train"].update(families)
         if wrong := [family for family in families if is_heldout_font(family)]:
             return f"{source}: drawn in a held-out font ({', '.join(wrong)})"
-        if text and (same := self.images.get(_pixels(row))):  # blank canvases are alike
+        if text and self.images and (same := self.images.get(_pixels(row))):  # blank canvases are alike
             return f"{source}: the same image as {same}"
         if row["kind"] == "natural":
             self.counts["training pictures by their look"] += 1

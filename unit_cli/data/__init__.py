@@ -11,6 +11,7 @@ unit data targets                        # what the teachers of recognition say 
 unit data shrink SRC OUT                 # a copy of a picture data set in a third of the bytes, to carry elsewhere
 unit data check-leaks                    # nothing of the validation sets is in the training sets
 unit data generate KIND --count N --out DIR  # made rows by the million, on this machine, Slurm or Ray
+unit data push FOLDER OWNER/NAME         # publish a data set with its card
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ import argparse
 import sys
 from importlib import import_module
 
-COMMANDS = ("from-pdfs", "make-pages", "make-blanks", "pictures", "targets", "shrink", "check-leaks", "generate")
+COMMANDS = (
+    "from-pdfs",
+    "make-pages",
+    "make-blanks",
+    "pictures",
+    "targets",
+    "shrink",
+    "check-leaks",
+    "generate",
+    "push",
+)
 
 
 def add_parser(subparsers) -> None:
