@@ -1,535 +1,411 @@
-"""Text drawn with skia: chunks in many fonts and conditions, each with a box per character because we place them.
+"""Whole pages drawn with skia: text in many layouts and fonts, degraded, with a box per character.
 
-A row is a function of (seed, index) and the resources alone: the same seed gives the same bytes whatever the number of
-workers. Two kinds of canvas: ``dense`` ones like the chunks of `pdf` (1 to 3 lines, x-height 7 to 13 px, area up to
-65,536 px), and ``sparse`` ones for the small scale (1 to 4 words, x-height 10 to 24 px, area up to 16,384 px).
+A page is a function of (seed, index), its settings and its resources: the same seed gives the same bytes, whatever the
+number of workers and whichever pages are asked for. `page_row` makes one, `build_pages` a data set of them; what pages
+are put together from is in `training.data.pages`, the order of the text in `training.data.pages.layouts`.
 
 Lengths are in pixels. All shares and ranges are ours.
 """
 
 from __future__ import annotations
 
-import gzip
-import html
+import hashlib
 import io
-import json
 import multiprocessing
 import re
+import sys
 import time
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import skia
-from PIL import Image, ImageFilter
+from PIL import Image
 
-from .heldout import is_heldout_font
+from .heldout import validation_text_filter
+from .pages.corpus import WANTED, Corpus, Scalars, TextStream, load_corpus, measure, pick
+from .pages.degradations import (
+    DEGRADATIONS,
+    Page,
+    degrade,
+    draw_degradations,
+    encode_jpeg,
+    ink_and_paper,
+    jpeg_quality,
+)
+from .pages.elements import Sheet, Style
+from .pages.fonts import MONOSPACED, load_fonts, metrics
+from .pages.layouts import LAYOUTS, WITH_PICTURES, Draft, scene
 from .pdf import Report
-from .schema import make_row, write_shards
-from .sources import cache_root, fetch_deb
-from .text import normalize_text
+from .schema import SPLITS, make_row, shard_paths, write_shards
+from .sources import data_folder
 
-MAX_AREA = {"dense": 65536, "sparse": 16384}
-X_HEIGHT = {"dense": (7.0, 13.0), "sparse": (10.0, 24.0)}
-MAX_WIDTH = {"dense": 1024, "sparse": 512}
+LICENSE = "Apache-2.0 (drawn by this project)"
 BLANK_SHARE = 0.01
-INVERTED_SHARE = 0.10
-
-# Debian packages of fonts with Latin letters: 78 families, 55 MB, free licences (mostly OFL).
-_FONT_PACKAGES = """
-fonts-adf-accanthis fonts-adf-baskervald fonts-adf-gillius fonts-adf-universalis fonts-anonymous-pro fonts-cabin
-fonts-cantarell fonts-comic-neue fonts-courier-prime fonts-crosextra-caladea fonts-crosextra-carlito fonts-dejavu-core
-fonts-dosis fonts-ebgaramond fonts-fanwood fonts-firacode fonts-freefont-ttf fonts-goudybookletter fonts-hack
-fonts-inconsolata fonts-jetbrains-mono fonts-junicode fonts-jura fonts-karla fonts-lato fonts-league-spartan
-fonts-liberation2 fonts-linuxlibertine fonts-mononoki fonts-oldstandard fonts-open-sans fonts-play fonts-prociono
-fonts-quicksand fonts-roboto-unhinted fonts-sil-charis fonts-sil-gentium fonts-texgyre fonts-urw-base35 fonts-vollkorn
-fonts-yanone-kaffeesatz
-"""
-FONT_PACKAGES = _FONT_PACKAGES.split()
-TEXT_PACKAGES = ("anarchism", "fortunes", "fortunes-min", "dict-jargon", "miscfiles")
-NO_LETTERS = re.compile("D050000L|Symbols|Keyboard")  # families with something else where the letters should be
-PRINTABLE = "".join(chr(code) for code in range(33, 127))
+SIZE = re.compile(r"(\d+)(?:-(\d+))?(?:x(\d+)(?:-(\d+))?)?")
+# The smallest page, in x-heights: a line of eight letters and its margins.
+MIN_WIDTH, MIN_HEIGHT = 12, 6
+MIN_SIDE, MAX_SIDE = 32, 8192  # px
+MAX_PICTURES = 20_000
+ATTEMPTS = 20
 
 
-# ------------------------------------------------------------------------------------------------------- resources
+# ----------------------------------------------------------------------------------------------------------- settings
+
+
+@dataclass(frozen=True)
+class PageSettings:
+    """What pages are to be like; made from a dictionary by ``PageSettings(**dictionary)`` or `from_dict`.
+
+    Args:
+        size: ``448``, ``448x640`` (width x height), ``256-896`` (squares of any side between) or
+            ``300-600x400-900`` (each side for itself), pixels.
+        x_height: least and greatest of the running text, pixels; drawn evenly on a logarithmic scale. Headings, large
+            type and words on pictures are larger.
+        layouts: names out of `LAYOUTS`; all with their weights when empty, else those alone.
+        degradations: names out of `DEGRADATIONS`; empty for none.
+        blank_share: of pages with nothing to read on them.
+        split: ``train`` or ``validation``; it decides which fonts the resources hold, see `load_page_resources`.
+
+    Raises:
+        ValueError: in one line, which of them is wrong and how.
+    """
+
+    size: str = "448"
+    x_height: tuple[float, float] = (5.0, 12.0)
+    layouts: tuple[str, ...] = ()
+    degradations: tuple[str, ...] = tuple(DEGRADATIONS)
+    blank_share: float = BLANK_SHARE
+    split: str = "train"
+
+    def __post_init__(self):
+        object.__setattr__(self, "size", str(self.size))
+        for name in ("layouts", "degradations", "x_height"):  # lists, as JSON has them
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for what, names, known in (
+            ("layout", self.layouts, LAYOUTS),
+            ("degradation", self.degradations, DEGRADATIONS),
+        ):
+            wrong = [name for name in names if name not in known]
+            if wrong:
+                raise ValueError(f"no {what} is called {wrong[0]!r}; there are {', '.join(known)}")
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}")
+        if not 0 <= self.blank_share <= 1:
+            raise ValueError(f"blank_share must be between 0 and 1, not {self.blank_share}")
+        if len(self.x_height) != 2 or not 3 <= self.x_height[0] <= self.x_height[1] <= 200:
+            raise ValueError(f"x_height must be two numbers of 3 to 200 pixels, the lower first, not {self.x_height}")
+        (width, _), (height, _), _ = self.ranges
+        least = max(MIN_SIDE, int(np.ceil(MIN_WIDTH * self.x_height[0])))
+        lowest = max(MIN_SIDE, int(np.ceil(MIN_HEIGHT * self.x_height[0])))
+        if width < least or height < lowest:
+            raise ValueError(
+                f"a page of {width}x{height} pixels is too small for text of {self.x_height[0]:g} pixels x-height: "
+                f"{least}x{lowest} at least"
+            )
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], tuple[int, int], bool]:
+        """(least, greatest) of the width, of the height, and whether pages are squares."""
+        found = SIZE.fullmatch(self.size)
+        if not found:
+            raise ValueError(f"size must look like 448, 448x640, 256-896 or 300-600x400-900, not {self.size!r}")
+        a, b, c, d = (int(part) if part else None for part in found.groups())
+        width = (a, b or a)
+        height = width if c is None else (c, d or c)
+        if width[0] > width[1] or height[0] > height[1] or max(width[1], height[1]) > MAX_SIDE:
+            raise ValueError(f"size {self.size!r}: the lower side first, and {MAX_SIDE} pixels at most")
+        return width, height, c is None
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> PageSettings:
+        """Settings from a recipe or a manifest.
+
+        Raises:
+            ValueError: an unknown name or a wrong value.
+        """
+        known = [entry.name for entry in fields(cls)]
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise ValueError(f"made pages have no setting {unknown[0]!r}; there are {', '.join(known)}")
+        return cls(**settings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `from_dict` takes, in types that JSON has."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- resources
+
+
+class Pictures:
+    """Pictures to set words on and captions below: a data set in the schema, or a folder of image files.
+
+    Args:
+        folder: with ``*.parquet``, or with ``.png``, ``.jpg``, ``.jpeg`` and ``.webp`` files at any depth. Of a data
+            set the rows of ``split`` with kind ``natural`` are taken, at most `MAX_PICTURES`; rows of the other split
+            never.
+
+    Raises:
+        ValueError: it holds none.
+    """
+
+    def __init__(self, folder: str | Path, split: str = "train"):
+        self.folder = Path(folder).expanduser()
+        self.files: list[Path] = []
+        self.table = None
+        if any(self.folder.glob("*.parquet")):
+            self.table = self._read(split)
+        elif self.folder.is_dir():
+            endings = (".png", ".jpg", ".jpeg", ".webp")
+            self.files = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in endings)
+        if not len(self):
+            raise ValueError(f"{folder} holds no pictures for {split}: neither parquet shards nor image files")
+
+    def _read(self, split: str):
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        parts, count = [], 0
+        for path in shard_paths(self.folder):
+            part = pq.read_table(path, columns=["image", "kind", "license", "split"])
+            wanted = pc.and_(pc.equal(part["split"], split), pc.equal(part["kind"], "natural"))
+            part = part.filter(wanted).select(["image", "license"])[: MAX_PICTURES - count]
+            parts.append(part)
+            count += len(part)
+            if count >= MAX_PICTURES:
+                break
+        return pa.concat_tables(parts)
+
+    def __len__(self) -> int:
+        return len(self.files) if self.table is None else len(self.table)
+
+    def content(self, index: int) -> bytes:
+        """The image file."""
+        if self.table is None:
+            return self.files[index].read_bytes()
+        return self.table["image"][index]["bytes"].as_py()
+
+    def read(self, index: int) -> tuple[Image.Image, str]:
+        """A picture, RGB, on white where it is transparent, and its licence.
+
+        Raises:
+            OSError: it cannot be decoded.
+        """
+        license = "as the pictures given" if self.table is None else self.table["license"][index].as_py()
+        with Image.open(io.BytesIO(self.content(index))) as image:
+            image.load()
+        if image.mode in ("RGBA", "LA", "P", "PA"):
+            image = image.convert("RGBA")
+            ground = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(ground, image)
+        return image.convert("RGB"), license
 
 
 @dataclass
-class Resources:
-    """What rows are drawn from.
+class PageResources:
+    """What pages are drawn from; not changed by drawing.
 
     Args:
         fonts: font files by family; the draw is by family first, so that one with 40 files counts once.
-        prose: English words in running order, as one list.
-        vocabulary: words without order.
+        corpus: the words.
+        pictures: for captions and photo pages; drawn scenes where there are none.
+        unwanted: texts that are drawn anew, see `heldout.validation_text_filter`.
     """
 
     fonts: dict[str, list[str]]
-    prose: list[str]
-    vocabulary: list[str]
+    corpus: Corpus
+    pictures: Pictures | None = None
+    unwanted: Callable[[str], bool] = lambda text: False
     families: list[str] = field(init=False)
+    monospaced: list[str] = field(init=False)
 
     def __post_init__(self):
-        if not self.fonts or not self.prose or not self.vocabulary:
-            raise ValueError("made pages need at least one font, some prose and some words")
+        if not self.fonts:
+            raise ValueError("made pages need at least one font")
         self.families = sorted(self.fonts)
+        self.monospaced = [family for family in self.families if MONOSPACED.search(family)] or self.families
+
+    def digest(self) -> str:
+        """Of the bytes of all fonts, of the words and of the pictures: what pages depend on beside their settings."""
+        digest = hashlib.blake2b(digest_size=16)
+        for family in self.families:
+            digest.update(family.encode())
+            for path in self.fonts[family]:
+                digest.update(hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest())
+        digest.update(self.corpus.prose.encode())
+        digest.update("\n".join(self.corpus.rare).encode())
+        for index in range(len(self.pictures or ())):
+            digest.update(self.pictures.content(index))
+        return digest.hexdigest()
 
 
-def load_resources(split: str = "train") -> Resources:
-    """Fonts and text from Debian packages; fonts of held-out families only for ``validation``, and only those."""
-    trees = cache_root() / "trees"
-    listing = trees / f"fonts-{_tag(FONT_PACKAGES)}.json"  # paths below the trees, so that a cache can be moved
-    if not listing.is_file():
-        listing.write_text(json.dumps(_find_fonts(FONT_PACKAGES, trees)))
-    fonts = {
-        family: [str(trees / file) for file in files]
-        for family, files in json.loads(listing.read_text()).items()
-        if is_heldout_font(family) == (split == "validation")
-    }
-    prose = trees / f"prose-{_tag(TEXT_PACKAGES)}.txt"
-    if not prose.is_file():
-        prose.write_text("\n".join(_read_prose()))
-    vocabulary = (fetch_deb("miscfiles") / "usr/share/dict/web2").read_text().split()
-    return Resources(fonts, prose.read_text().split(), vocabulary)
+def load_page_resources(
+    split: str = "train",
+    fonts: str | Path = "packages",
+    corpus: Sequence[str | Path] | None = None,
+    pictures: str | Path | None = None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+) -> PageResources:
+    """Fonts, words and pictures.
 
+    Args:
+        split: for ``train`` no held-out font and no text of the validation packages; for ``validation`` the held-out
+            fonts only.
+        fonts: see `pages.fonts.load_fonts`.
+        corpus: text files; the packages' prose when ``None``.
+        pictures: a folder, see `Pictures`; ``pictures-train`` or ``pictures-validation`` of the cache when ``None``,
+            and drawn scenes where that is not built.
+        say: is told what is missing.
 
-def _tag(names: Iterable[str]) -> str:
-    return f"{zlib.crc32(' '.join(names).encode()):08x}"
-
-
-def _find_fonts(packages: Iterable[str], trees: Path) -> dict[str, list[str]]:
-    """Font files by family that hold every printable ASCII character and have ink for it."""
-    found: dict[str, list[str]] = {}
-    for package in packages:
-        for path in sorted(fetch_deb(package).rglob("*")):
-            if path.suffix.lower() not in (".ttf", ".otf") or path.is_symlink() or not path.is_file():
-                continue
-            face = skia.Typeface.MakeFromFile(str(path))
-            if face is None:
-                continue
-            font = skia.Font(face, 100.0)
-            glyphs = font.unicharsToGlyphs([ord(character) for character in PRINTABLE])
-            if 0 in glyphs or any(box.isEmpty() for box in font.getBounds(glyphs)):
-                continue
-            if not NO_LETTERS.search(face.getFamilyName()):
-                found.setdefault(face.getFamilyName(), []).append(path.relative_to(trees).as_posix())
-    return found
-
-
-def _read_prose() -> Iterator[str]:
-    """Paragraphs of English from `TEXT_PACKAGES`, printable ASCII only."""
-    for path in sorted((fetch_deb("anarchism") / "usr/share/doc/anarchism/html").glob("*.html")):
-        page = path.read_text(encoding="utf-8", errors="replace")
-        for paragraph in re.findall(r"<p>(.*?)(?=<p>|</p>|<blockquote>|<h\d)", page, re.DOTALL | re.IGNORECASE):
-            yield from _plain(html.unescape(re.sub(r"<[^>]*>", " ", paragraph)))
-    for package in ("fortunes", "fortunes-min"):
-        for path in sorted((fetch_deb(package) / "usr/share/games/fortunes").iterdir()):
-            if path.is_file() and not path.suffix:
-                for saying in path.read_text(encoding="utf-8", errors="replace").split("\n%\n"):
-                    yield from _plain(saying)
-    dictionary = fetch_deb("dict-jargon") / "usr/share/dictd/jargon.dict.dz"
-    yield from _plain(gzip.decompress(dictionary.read_bytes()).decode("utf-8", errors="replace"))
-
-
-def _plain(text: str) -> Iterator[str]:
-    text = " ".join(normalize_text(text).split())
-    if len(text) >= 40:
-        yield re.sub(r"\S*[^ -~]\S*", " ", text)
-
-
-@lru_cache(maxsize=1024)
-def _typeface(path: str) -> skia.Typeface:
-    return skia.Typeface.MakeFromFile(path)
-
-
-# ------------------------------------------------------------------------------------------------------------ text
-
-
-def random_words(rng: np.random.Generator, resources: Resources) -> Iterator[str]:
-    """An endless stream of words: prose, shuffled words, numbers, codes and addresses, in changing proportion.
-
-    Prose has one digit in 150 characters and one capital in 44 (counted). Here both are one in 11, every printable
-    character occurs, and not every word can be guessed from the one before.
+    Raises:
+        ValueError: no font, no text, or no picture where they were asked for.
+        RuntimeError: packages cannot be fetched.
     """
-    kind = rng.choice(5, p=(0.50, 0.17, 0.13, 0.10, 0.10))
-    position = int(rng.integers(len(resources.prose)))
-    upper = rng.random() < 0.08
-    titled = rng.random() < 0.06
-    while True:
-        if kind == 0 or (kind == 4 and rng.random() < 0.7):
-            word = resources.prose[position % len(resources.prose)]
-            position += 1
-        elif kind == 1:
-            word = _pick(rng, resources.vocabulary)
-            word += "" if rng.random() < 0.8 else _pick(rng, list(",.;:!?"))
-        elif kind == 2:
-            word = _number(rng)
-        else:
-            word = _code(rng, resources)
-        if len(word) > 24:
-            word = word[:24]
-        yield word.upper() if upper else word[:1].upper() + word[1:] if titled else word
-
-
-def _pick(rng: np.random.Generator, items):
-    return items[int(rng.integers(len(items)))]
-
-
-def _number(rng: np.random.Generator) -> str:
-    """Something made of digits: a count, a price, a date, a time, a share, a telephone number …"""
-    n = lambda low, high: int(rng.integers(low, high))  # noqa: E731
-    forms = (
-        lambda: str(n(0, 10 ** n(1, 7))),
-        lambda: f"{n(0, 10000)}.{n(0, 100):02d}",
-        lambda: f"{n(1, 1000)},{n(0, 1000):03d}",
-        lambda: f"{_pick(rng, '$#')}{n(1, 5000)}",
-        lambda: f"{n(1, 32)}/{n(1, 13)}/{n(1900, 2040)}",
-        lambda: f"{n(1900, 2040)}-{n(1, 13):02d}-{n(1, 32):02d}",
-        lambda: f"{n(0, 24):02d}:{n(0, 60):02d}",
-        lambda: f"{n(0, 101)}%",
-        lambda: f"+{n(1, 99)} {n(100, 1000)} {n(1000, 10000)}",
-        lambda: f"({n(1, 200)})",
-        lambda: f"[{n(1, 200)}]",
-        lambda: f"{n(1, 30)}.{n(1, 20)}",
-        lambda: f"-{n(1, 500)}",
-        lambda: f"{n(1, 100)}{_pick(rng, '+-*/=<>')}{n(1, 100)}",
-        lambda: f"{n(1, 50)}{_pick(rng, ['st', 'nd', 'rd', 'th', 'px', 'kg', 'cm', 'pt', 'A', 'B'])}",
-    )
-    return forms[n(0, len(forms))]()
-
-
-def _code(rng: np.random.Generator, resources: Resources) -> str:
-    """An address, a path, an identifier, a command, or plain random characters."""
-    n = lambda low, high: int(rng.integers(low, high))  # noqa: E731
-    word = lambda: _pick(rng, resources.vocabulary).lower()[:10]  # noqa: E731
-    random = lambda pool, low, high: "".join(_pick(rng, pool) for _ in range(n(low, high)))  # noqa: E731
-    capitals = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    forms = (
-        lambda: f"{word()}@{word()}.{_pick(rng, ['org', 'com', 'net', 'de', 'edu'])}",
-        lambda: f"{_pick(rng, ['http://', 'https://', 'www.'])}{word()}.org/",
-        lambda: f"/{word()}/{word()}.{_pick(rng, ['tex', 'pdf', 'txt', 'py', 'c'])}",
-        lambda: f"\\{word()}{{{word()}}}",
-        lambda: f"{word()}_{word()}",
-        lambda: f"{word()}({word()})",
-        lambda: f"--{word()}={n(0, 100)}",
-        lambda: f"<{word()}>",
-        lambda: f"{random(capitals, 2, 5)}-{n(0, 10000)}",
-        lambda: random(PRINTABLE, 1, 9),
-        lambda: random(capitals + "0123456789", 3, 10),
-        lambda: random("0123456789abcdef", 4, 13),
-        lambda: word().upper(),
-        lambda: f'"{word()}"',
-        lambda: f"{word()[:4]}{_pick(rng, '&|~^*+;:?!')}",
-    )
-    return forms[n(0, len(forms))]()
-
-
-# --------------------------------------------------------------------------------------------------------- drawing
-
-
-@dataclass
-class Drawing:
-    """Dark text on white before colours and degradations."""
-
-    coverage: np.ndarray  # (H, W) float32 in [0, 1], how much ink
-    text: str
-    boxes: np.ndarray  # (len(text), 4) int; zeros for white space
-    x_height: float
-    family: str  # of the font
-
-
-class Face:
-    """A random font at a size that gives it the x-height asked for, with the boxes of its outlines."""
-
-    def __init__(self, resources: Resources, x_height: float, rng: np.random.Generator):
-        self.family = _pick(rng, resources.families)
-        path = _pick(rng, resources.fonts[self.family])
-        face = _typeface(path)
-        if face is None:
-            raise ValueError(f"{path} is not a font that skia can read")
-        self.unit = skia.Font(face, 1000.0)  # no hinting to speak of: boxes of the outlines
-        self.unit.setLinearMetrics(True)
-        x_box = self.unit.getBounds(self.unit.textToGlyphs("x"))[0]
-        self.scale = x_height / max(x_box.height(), 1.0)
-        self.font = skia.Font(face, 1000.0 * self.scale)
-        self.font.setSubpixel(True)
-        self.font.setLinearMetrics(True)
-        self.font.setEdging(skia.Font.Edging.kAntiAlias)
-        self.font.setHinting((skia.FontHinting.kNone, skia.FontHinting.kSlight)[int(rng.integers(2))])
-        self.font.setEmbolden(bool(rng.random() < 0.04))
-
-    def place(self, text: str, tracking: float, word_space: float) -> tuple[np.ndarray, list[int], np.ndarray]:
-        """Pen positions (len(text) + 1,), glyphs, and ink boxes (len(text), 4) relative to the origin of the line."""
-        glyphs = self.unit.textToGlyphs(text)
-        advances = np.array(self.unit.getWidths(glyphs)) * self.scale + tracking
-        advances[[character == " " for character in text]] *= word_space
-        pen = np.concatenate([[0.0], np.cumsum(advances)])
-        bounds = np.array([[b.left(), b.top(), b.right(), b.bottom()] for b in self.unit.getBounds(glyphs)])
-        bounds = bounds * self.scale
-        bounds[:, 0::2] += pen[:-1, None]
-        return pen, glyphs, bounds
-
-
-def draw_dense(rng: np.random.Generator, resources: Resources) -> Drawing:
-    """1 to 3 lines of running text, as a page cut on white space gives them."""
-    x_height = rng.uniform(*X_HEIGHT["dense"])
-    face = Face(resources, x_height, rng)
-    count = 1 + int(rng.choice(3, p=(0.45, 0.30, 0.25)))
-    pitch = x_height * rng.uniform(2.4, 3.6)
-    margins = rng.uniform(2.0, 8.0, size=4)  # left, top, right, bottom
-    height = count * pitch + margins[1] + margins[3] + 0.5 * x_height
-    widest = min(MAX_WIDTH["dense"], MAX_AREA["dense"] / height) - margins[0] - margins[2] - x_height
-    width = rng.uniform(min(12 * x_height, widest), widest)
-    tracking = x_height * rng.uniform(-0.03, 0.15) if rng.random() < 0.15 else 0.0
-    word_space = rng.uniform(0.85, 1.8)
-    words = random_words(rng, resources)
-    lines = []
-    word = next(words)
-    for _ in range(count):
-        line = word
-        while (longer := f"{line} {(word := next(words))}") and len(longer) < 400:
-            if face.place(longer, tracking, word_space)[0][-1] > width:
-                break
-            line = longer
-        while len(line) > 1 and face.place(line, tracking, word_space)[0][-1] > width:
-            line = line[:-1]
-        if rng.random() < 0.05:  # as at a paragraph's end
-            line = " ".join(line.split(" ")[: max(1, int(rng.integers(1, 4)))])
-        lines.append(line.strip())
-    lines = [line for line in lines if line]
-    align = rng.choice(3, p=(0.85, 0.1, 0.05))  # left, centred, right
-    indent = rng.uniform(0, 4) * x_height if count > 1 and rng.random() < 0.15 else 0.0
-    return _draw(face, lines, rng, x_height, pitch, margins, tracking, word_space, int(align), indent)
-
-
-def draw_sparse(rng: np.random.Generator, resources: Resources) -> Drawing:
-    """1 to 4 large words somewhere on a small canvas."""
-    x_height = rng.uniform(*X_HEIGHT["sparse"])
-    face = Face(resources, x_height, rng)
-    square = rng.random() < 0.4
-    width = 128.0 if square else rng.uniform(64, min(MAX_WIDTH["sparse"], MAX_AREA["sparse"] / (3.5 * x_height)))
-    height = 128.0 if square else rng.uniform(3 * x_height, MAX_AREA["sparse"] / width)
-    stream = random_words(rng, resources)
-    lines: list[str] = []
-    pitch = x_height * rng.uniform(2.5, 3.3)
-    for _ in range(int(rng.integers(1, 5))):
-        word = next(stream)[:14].strip()
-        joined = f"{lines[-1]} {word}" if lines else word
-        if lines and face.place(joined, 0.0, 1.0)[0][-1] < width - 6:
-            lines[-1] = joined
-        elif (len(lines) + 1) * pitch < height and face.place(word, 0.0, 1.0)[0][-1] < width - 6:
-            lines.append(word)
-    if not lines:
-        word = next(stream)
-        while len(word) > 1 and face.place(word, 0.0, 1.0)[0][-1] > width - 6:
-            word = word[:-1]
-        lines = [word]
-    size = (int(width), int(height))
-    return _draw(face, lines, rng, x_height, pitch, np.full(4, 2.0), 0.0, 1.0, int(rng.integers(2)), 0.0, size)
-
-
-def _draw(face, lines, rng, x_height, pitch, margins, tracking, word_space, align, indent, canvas=None) -> Drawing:
-    """Draw ``lines`` on a canvas fitted around their ink, or placed at random on one of ``canvas`` (width, height)."""
-    placed = [face.place(line, tracking, word_space) for line in lines]
-    longest = max(pen[-1] for pen, _, _ in placed)
-    origins = []
-    for index, (pen, _, _) in enumerate(placed):
-        x = (0.0, (longest - pen[-1]) / 2, longest - pen[-1])[align] + (indent if index == 0 else 0.0)
-        origins.append((x, index * pitch))
-    boxes = [box + np.tile(origin, 2) for (_, _, box), origin in zip(placed, origins, strict=True)]
-    ink = np.concatenate([box[[c != " " for c in line]] for box, line in zip(boxes, lines, strict=True)])
-    angle = float(np.clip(rng.normal(0, 0.4), -1, 1)) if rng.random() < 0.2 else 0.0  # degrees
-    x0, y0, x1, y1 = ink[:, 0].min(), ink[:, 1].min(), ink[:, 2].max(), ink[:, 3].max()
-    turn = skia.Matrix()
-    turn.setRotate(angle, (x0 + x1) / 2, (y0 + y1) / 2)
-    boxes = [_turned(box, turn) for box in boxes]
-    ink = _turned(ink, turn)
-    x0, y0, x1, y1 = ink[:, 0].min(), ink[:, 1].min(), ink[:, 2].max(), ink[:, 3].max()
-    width, height = int(np.ceil(x1 - x0 + margins[0] + margins[2])), int(np.ceil(y1 - y0 + margins[1] + margins[3]))
-    left, top = margins[0] - x0, margins[1] - y0
-    if canvas is not None:
-        left += rng.uniform(0, max(canvas[0] - width, 0))
-        top += rng.uniform(0, max(canvas[1] - height, 0))
-        width, height = max(canvas[0], width), max(canvas[1], height)
-    pixels = np.zeros((height, width), dtype=np.uint8)
-    surface = skia.Surface.MakeRasterDirect(skia.ImageInfo.MakeA8(width, height), pixels)
-    paint = skia.Paint(AntiAlias=True, Color=skia.ColorBLACK)
-    with surface as to:
-        to.translate(left, top)
-        to.concat(turn)
-        for (pen, glyphs, _), origin in zip(placed, origins, strict=True):
-            builder = skia.TextBlobBuilder()
-            builder.allocRunPosH(face.font, glyphs, [float(x) for x in pen[:-1] + origin[0]], float(origin[1]))
-            to.drawTextBlob(builder.make(), 0, 0, paint)
-        if rng.random() < 0.02:  # underlined
-            thickness = max(1.0, 0.12 * x_height)
-            y = origins[-1][1] + 0.3 * x_height
-            to.drawRect(skia.Rect(origins[-1][0], y, origins[-1][0] + placed[-1][0][-1], y + thickness), paint)
-    text, rows = "\n".join(lines), []
-    for index, (box, line) in enumerate(zip(boxes, lines, strict=True)):
-        if index:
-            rows.append(np.zeros((1, 4)))
-        box = box + np.tile((left, top), 2)
-        box[:, :2], box[:, 2:] = np.floor(box[:, :2]), np.ceil(box[:, 2:])
-        box = box.clip(0, (width, height) * 2)
-        box[[c == " " for c in line]] = 0
-        rows.append(box)
-    return Drawing(pixels.astype(np.float32) / 255, text, np.concatenate(rows).astype(int), x_height, face.family)
-
-
-def _turned(boxes: np.ndarray, turn: skia.Matrix) -> np.ndarray:
-    """Upright boxes around ``boxes`` (N, 4) after the rotation."""
-    a, b, c, d, e, f = (turn[index] for index in range(6))
-    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-    x = a * corners[..., 0] + b * corners[..., 1] + c
-    y = d * corners[..., 0] + e * corners[..., 1] + f
-    return np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], axis=1)
-
-
-# ---------------------------------------------------------------------------------------------------- degradations
-# Each takes (H, W) float32 pixels in [0, 255] and a generator and returns the same shape; `degrade` mixes them.
-
-
-def paper_tint(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Slow unevenness of the paper: a field of random greys at every 16th pixel or so, up to 9 levels strong."""
-    height, width = pixels.shape
-    cell = rng.uniform(6, 32)
-    coarse = rng.normal(0, 1, size=(int(height / cell) + 2, int(width / cell) + 2)).astype(np.float32)
-    stained = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-    return pixels + np.asarray(stained) * rng.uniform(2, 9)
-
-
-def brightness_gradient(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A shade across the canvas in a random direction, multiplying by 0.7 at the darkest."""
-    height, width = pixels.shape
-    angle = rng.uniform(0, 2 * np.pi)
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    across = (x * np.cos(angle) + y * np.sin(angle)) / np.sqrt(2)
-    return pixels * (1 - rng.uniform(0.05, 0.3) * (across + 1) / 2).astype(np.float32)
-
-
-def blur(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian, radius 0.3 to 1.0 px."""
-    image = Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
-    return np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0))), dtype=np.float32)
-
-
-def coarse_scan(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Scaled down to 60-90% and up again, as a scan at too few dots an inch."""
-    height, width = pixels.shape
-    factor = rng.uniform(0.6, 0.9)
-    image = Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
-    small = image.resize((max(1, int(width * factor)), max(1, int(height * factor))), Image.Resampling.BILINEAR)
-    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
-
-
-def noise(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """White noise with a standard deviation of 2 to 18 grey levels."""
-    return pixels + rng.normal(0, rng.uniform(2, 18), size=pixels.shape).astype(np.float32)
-
-
-def jpeg(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Through JPEG at quality 20 to 80."""
-    buffer = io.BytesIO()
-    quality = int(rng.integers(20, 81))
-    Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8)).save(buffer, "JPEG", quality=quality)
-    return np.asarray(Image.open(buffer), dtype=np.float32)
-
-
-DEGRADATIONS: tuple[tuple[float, Callable[[np.ndarray, np.random.Generator], np.ndarray]], ...] = (
-    (0.20, paper_tint),
-    (0.20, brightness_gradient),
-    (0.25, blur),
-    (0.12, coarse_scan),
-    (0.25, noise),
-    (0.20, jpeg),
-)
-
-
-def degrade(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each degradation with its own chance, in the order above; 35% of canvases stay clean."""
-    if rng.random() < 0.35:
-        return pixels
-    for chance, function in DEGRADATIONS:
-        if rng.random() < chance:
-            pixels = function(pixels, rng)
-    return pixels
-
-
-def ink_and_paper(rng: np.random.Generator) -> tuple[float, float]:
-    """Grey levels of ink and paper: near-black on near-white, 15% low in contrast (60-110 levels), 10% inverted."""
-    if rng.random() < 0.15:
-        dark = rng.uniform(20, 140)
-        light = dark + rng.uniform(60, 110)
+    if pictures is not None:
+        found = Pictures(pictures, split)
+    elif any(data_folder(f"pictures-{split}").glob("*.parquet")):
+        found = Pictures(data_folder(f"pictures-{split}"), split)
     else:
-        dark, light = rng.uniform(0, 80), rng.uniform(195, 255)
-    return (light, dark) if rng.random() < INVERTED_SHARE else (dark, light)
+        found = None
+        say(f"made pages: no pictures-{split} in the cache (`unit data pictures` builds it): drawn scenes instead")
+    unwanted = validation_text_filter() if split == "train" else lambda text: False
+    return PageResources(load_fonts(fonts, split), load_corpus(corpus), found, unwanted)
 
 
-def draw_blank(rng: np.random.Generator, kind: str) -> np.ndarray:
-    """(H, W) float32: paper with nothing to read on it; plain, or with rules, blobs or scratches; degraded later."""
-    width = int(rng.integers(48, 600 if kind == "dense" else 200))
-    height = int(rng.integers(20, max(21, min(200, MAX_AREA[kind] // width))))
-    ink, paper = ink_and_paper(rng)
-    pixels = np.full((height, width), paper, dtype=np.float32)
-    form = int(rng.integers(5))  # 0 and 1: nothing
-    if form == 2:  # rules
-        for _ in range(int(rng.integers(1, 4))):
-            y = int(rng.integers(height))
-            pixels[y : y + int(rng.integers(1, 3))] = ink
-    elif form == 3:  # blobs, too soft to be letters
-        field = rng.normal(0, 1, size=(height // 12 + 2, width // 12 + 2)).astype(np.float32)
-        grown = np.asarray(Image.fromarray(field).resize((width, height), Image.Resampling.BICUBIC))
-        pixels += (ink - paper) * grown.clip(0, 1) * rng.uniform(0.2, 0.9)
-    elif form == 4:  # specks
-        specks = rng.random(pixels.shape) < rng.uniform(0.001, 0.02)
-        pixels[specks] = ink
-    return pixels
+# --------------------------------------------------------------------------------------------------------------- rows
 
 
-# ------------------------------------------------------------------------------------------------------------ rows
-
-
-def made_row(
-    seed: int, index: int, resources: Resources, kind: str = "dense", split: str = "train", unwanted=lambda text: False
-) -> dict:
+def page_row(index: int, seed: int, settings: PageSettings, resources: PageResources) -> dict[str, Any]:
     """Row ``index`` of the data set that ``seed`` makes: a function of its arguments and nothing else.
 
     Raises:
-        ValueError: ``kind`` is neither ``dense`` nor ``sparse``.
+        RuntimeError: no text was found that may be drawn, in `ATTEMPTS` attempts.
     """
-    if kind not in MAX_AREA:
-        raise ValueError(f"kind must be dense or sparse, not {kind!r}")
-    for attempt in range(20):
-        rng = np.random.default_rng([seed, index, attempt, kind == "sparse"])
-        if rng.random() < BLANK_SHARE:
-            pixels, text, boxes, x_height, family = draw_blank(rng, kind), "", None, 0.0, ""
-        else:
-            drawing = draw_dense(rng, resources) if kind == "dense" else draw_sparse(rng, resources)
-            height, width = drawing.coverage.shape
-            if width * height > MAX_AREA[kind] or width > MAX_WIDTH[kind] or unwanted(drawing.text):
-                continue
-            ink, paper = ink_and_paper(rng)
-            pixels = paper + (ink - paper) * drawing.coverage
-            text, boxes, x_height, family = drawing.text, drawing.boxes, drawing.x_height, drawing.family
-        pixels = degrade(pixels, rng).clip(0, 255).round().astype(np.uint8)
+    for attempt in range(ATTEMPTS):
+        page, text, layout, family, licenses, quality = draw_page(index, seed, settings, resources, attempt)
+        if text and resources.unwanted(text):
+            continue
+        boxes = whole_boxes(page.boxes, page.pixels.shape) if text else None
         return make_row(
-            pixels,
+            page.pixels if quality is None else encode_jpeg(page.pixels, quality),
             text,
             task="ocr",
             kind="document",
             char_boxes=boxes,
-            x_height=x_height,
-            source=f"made-pages/{kind}/{seed}#{index}" + (f" ({family})" if family else ""),
-            license="Apache-2.0 (drawn by this project)",
-            split=split,
+            x_height=page.x_height if text else 0.0,
+            source=f"made-pages/{layout}/{seed}#{index}" + (f" ({family})" if text else ""),
+            license="; ".join([LICENSE, *(f"picture: {license}" for license in licenses)]),
+            split=settings.split,
         )
-    raise RuntimeError(f"row {index} of seed {seed} did not fit in 20 attempts: are the fonts legible?")
+    raise RuntimeError(
+        f"page {index} of seed {seed} held text of the validation documents in each of {ATTEMPTS} attempts: "
+        "the corpus shares too much with them"
+    )
 
+
+def draw_page(
+    index: int, seed: int, settings: PageSettings, resources: PageResources, attempt: int = 0
+) -> tuple[Page, str, str, str, list[str], int | None]:
+    """The page, its text, layout, font families, its pictures' licences, and the quality of a last JPEG that is still
+    to be done (None for none)."""
+    rng = np.random.default_rng([seed, index, attempt])
+    scalars = Scalars(int(rng.integers(2**62)))
+    layout = _layout(scalars, settings)
+    sheet, families, x_height = lay_out(layout, scalars, settings, resources)
+    ink, paper = ink_and_paper(rng)
+    pixels, boxes = sheet.draw(ink, paper)
+    page = Page(pixels, boxes, x_height, round(ink), round(paper))
+    chosen = draw_degradations(rng, settings.degradations)
+    quality = None
+    if chosen and chosen[-1].name == "jpeg":  # the file itself is the last degradation
+        quality = jpeg_quality(chosen.pop().strength)
+    page = degrade(page, chosen)
+    return page, sheet.text(), layout, families, sheet.licenses, quality
+
+
+def _layout(rng: Scalars, settings: PageSettings) -> str:
+    dice = rng.random()
+    if rng.random() < settings.blank_share:
+        return "blank"
+    names = settings.layouts or tuple(LAYOUTS)
+    total = sum(LAYOUTS[name][0] for name in names)
+    for name in names:
+        dice -= LAYOUTS[name][0] / total
+        if dice < 0:
+            return name
+    return names[-1]
+
+
+def lay_out(layout: str, rng: Scalars, settings: PageSettings, resources: PageResources) -> tuple[Sheet, str, float]:
+    """A sheet with ``layout`` on it, the families of its fonts, and the x-height of its running text."""
+    (least, most), (lowest, highest), square = settings.ranges
+    width = rng.integers(least, most + 1)
+    height = width if square else rng.integers(lowest, highest + 1)
+    low, high = settings.x_height
+    high = max(low, min(high, width / MIN_WIDTH, height / MIN_HEIGHT))
+    x_height = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    sheet = Sheet(width, height, colours=layout in WITH_PICTURES)
+    if layout == "blank":
+        return sheet, "", x_height
+    family = pick(rng, resources.families)
+    path = pick(rng, resources.fonts[family])
+    heading_family = family if rng.random() < 0.6 else pick(rng, resources.families)
+    heading_path = pick(rng, resources.fonts[heading_family])
+    used = [family, heading_family]
+    mono_path = path
+    if layout in ("code", "receipt", "form"):
+        used.append(pick(rng, resources.monospaced))
+        mono_path = pick(rng, resources.fonts[used[-1]])
+    leading = rng.uniform(2.2, 3.3)
+    tracking = x_height * rng.uniform(-0.02, 0.12) if rng.random() < 0.15 else 0.0
+    paths = {path, heading_path, mono_path}
+
+    def covers(text: str) -> bool:
+        return all(metrics(path).covers(text) for path in paths)
+
+    def picture(width: int, height: int) -> tuple[np.ndarray, str]:
+        return _picture(rng, resources.pictures, width, height)
+
+    draft = Draft(
+        sheet,
+        TextStream(resources.corpus, rng, covers),
+        rng,
+        Style(path, x_height, leading, tracking),
+        Style(heading_path, x_height, leading),
+        Style(mono_path, x_height, leading),
+        picture,
+    )
+    LAYOUTS[layout][1](draft)
+    return sheet, "; ".join(dict.fromkeys(used)), x_height
+
+
+def _picture(rng: Scalars, pictures: Pictures | None, width: int, height: int) -> tuple[np.ndarray, str]:
+    """A random part of a random picture, enlarged or shrunk to (height, width, 3), and its licence."""
+    for _ in range(5 if pictures else 0):
+        try:
+            image, license = pictures.read(rng.integers(len(pictures)))
+        except OSError:  # a damaged file among them
+            continue
+        factor = rng.uniform(0.6, 1.0) * min(image.width / width, image.height / height)
+        wide, high = max(width * factor, 1.0), max(height * factor, 1.0)
+        left, top = rng.random() * max(image.width - wide, 0), rng.random() * max(image.height - high, 0)
+        box = (left, top, min(left + wide, image.width), min(top + high, image.height))
+        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box, reducing_gap=2.0)), license
+    return scene(rng, width, height), ""
+
+
+def whole_boxes(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(N, 4) int: boxes outwards to whole pixels, kept on the page of ``shape`` (H, W, ...)."""
+    whole = np.empty(boxes.shape, dtype=np.int64)
+    whole[:, :2], whole[:, 2:] = np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])
+    return whole.clip(0, (shape[1], shape[0]) * 2)
+
+
+# ------------------------------------------------------------------------------------------------------------ data set
 
 _state: tuple = ()
 
@@ -539,61 +415,55 @@ def _start_worker(*state) -> None:
     _state = state
 
 
-def _work(index: int) -> dict:
-    seed, resources, kind, split, unwanted = _state
-    return made_row(seed, index, resources, kind, split, unwanted)
+def _work(index: int) -> dict[str, Any]:
+    return page_row(index, *_state)
 
 
-def build_made(
+def build_pages(
     out: str | Path,
     count: int,
+    settings: PageSettings,
+    resources: PageResources,
     seed: int = 0,
-    *,
-    kind: str = "dense",
-    split: str = "train",
     workers: int = 1,
-    resources: Resources | None = None,
-    unwanted: Callable[[str], bool] = lambda text: False,
     progress: bool = True,
 ) -> Report:
-    """Draw ``count`` rows into ``out``.
-
-    Args:
-        out: folder for the shards and ``report.json``.
-        count: rows.
-        seed: the same seed gives the same bytes, whatever ``workers`` is.
-        kind: ``dense`` or ``sparse``.
-        split: ``train`` draws from all fonts but the held-out ones, ``validation`` from those only.
-        workers: processes.
-        resources: fonts and words; by default those of `load_resources`.
-        unwanted: texts to draw anew.
-        progress: show a bar.
+    """Draw ``count`` pages into ``out``: shards and ``report.json`` with the settings, the pages by layout and the
+    measured shares of digits, capitals, punctuation and rare words.
 
     Raises:
-        ValueError: a negative count or an unknown kind.
+        ValueError: a count below 1 or no worker.
     """
     from tqdm import tqdm
 
-    if count < 0:
-        raise ValueError(f"count must not be negative, is {count}")
+    if count < 1 or workers < 1:
+        raise ValueError(f"{count} pages by {workers} workers: both must be 1 or more")
     begin = time.perf_counter()
-    resources = resources or load_resources(split)
-    state = (seed, resources, kind, split, unwanted)
-    lengths: Counter = Counter()
+    layouts: Counter = Counter()
+    texts: list[str] = []
 
-    def counted(rows):
-        for row in tqdm(rows, total=count, unit="row", disable=not progress):
-            lengths["rows"] += 1
-            lengths["blank"] += not row["text"]
+    def watched(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for row in tqdm(rows, total=count, unit="page", disable=not progress):
+            layouts[row["source"].split("/")[1]] += 1
+            if len(texts) < 5000:
+                texts.append(row["text"])
             yield row
 
-    if workers <= 1:
+    state = (seed, settings, resources)
+    if workers == 1:
         _start_worker(*state)
-        written = write_shards(counted(map(_work, range(count))), out)
+        written = write_shards(watched(map(_work, range(count))), out)
     else:
         with multiprocessing.get_context("fork").Pool(workers, _start_worker, state) as pool:
-            written = write_shards(counted(pool.imap(_work, range(count), chunksize=64)), out)
-    seconds = time.perf_counter() - begin
-    report = Report(rows=written, seconds=seconds)
-    report.save(Path(out), seed=seed, kind=kind, split=split, families=len(resources.families), blank=lengths["blank"])
+            written = write_shards(watched(pool.imap(_work, range(count), chunksize=16)), out)
+    report = Report(rows=written, seconds=time.perf_counter() - begin)
+    report.save(
+        Path(out),
+        seed=seed,
+        **settings.as_dict(),
+        families=len(resources.families),
+        pages_by_layout=dict(layouts.most_common()),
+        wanted_shares=WANTED,
+        measured_shares=measure(texts, resources.corpus),
+    )
     return report

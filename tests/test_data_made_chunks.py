@@ -9,7 +9,8 @@ from PIL import Image, ImageFont
 
 pytest.importorskip("skia")
 
-from training.data import heldout, made_pages
+from training.data import heldout, made_chunks
+from training.data.pages.fonts import PRINTABLE
 from training.data.schema import read_columns, validate_row
 from unit_cli import data as data_command
 
@@ -19,14 +20,14 @@ def resources(tmp_path_factory):
     path = tmp_path_factory.mktemp("font") / "aileron.ttf"
     path.write_bytes(ImageFont.load_default(10).font_bytes)  # the font that Pillow carries
     prose = "It was a bright cold day in April, and the clocks were striking thirteen. Winston Smith slipped in."
-    return made_pages.Resources({"Aileron": [str(path)]}, prose.split(), ["aardvark", "zygote", "quick", "jumps"])
+    return made_chunks.Resources({"Aileron": [str(path)]}, prose.split(), ["aardvark", "zygote", "quick", "jumps"])
 
 
 def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-@pytest.mark.parametrize("draw", [made_pages.draw_dense, made_pages.draw_sparse])
+@pytest.mark.parametrize("draw", [made_chunks.draw_dense, made_chunks.draw_sparse])
 def test_all_ink_is_in_the_boxes_and_all_boxes_have_ink(resources, draw):
     for seed in range(30):
         drawing = draw(rng(seed), resources)
@@ -45,7 +46,7 @@ def test_all_ink_is_in_the_boxes_and_all_boxes_have_ink(resources, draw):
 
 def test_x_height_is_what_it_says(resources):
     for seed in range(40):
-        drawing = made_pages.draw_sparse(rng(seed), resources)
+        drawing = made_chunks.draw_sparse(rng(seed), resources)
         for character, box in zip(drawing.text, drawing.boxes, strict=True):
             if character in "xzvw":
                 # Whole pixels around it, and up to one degree of rotation.
@@ -53,14 +54,14 @@ def test_x_height_is_what_it_says(resources):
 
 
 def test_a_row_is_a_function_of_seed_and_index(resources):
-    assert made_pages.made_row(5, 17, resources) == made_pages.made_row(5, 17, resources)
-    assert made_pages.made_row(5, 17, resources) != made_pages.made_row(5, 18, resources)
-    assert made_pages.made_row(5, 17, resources) != made_pages.made_row(6, 17, resources)
+    assert made_chunks.made_row(5, 17, resources) == made_chunks.made_row(5, 17, resources)
+    assert made_chunks.made_row(5, 17, resources) != made_chunks.made_row(5, 18, resources)
+    assert made_chunks.made_row(5, 17, resources) != made_chunks.made_row(6, 17, resources)
 
 
 def test_the_number_of_workers_changes_nothing(resources, tmp_path):
     for workers in (1, 2):
-        made_pages.build_made(
+        made_chunks.build_made(
             tmp_path / str(workers), 70, seed=1, workers=workers, resources=resources, progress=False
         )
     one, two = ((tmp_path / str(workers) / "part-00000.parquet").read_bytes() for workers in (1, 2))
@@ -70,40 +71,40 @@ def test_the_number_of_workers_changes_nothing(resources, tmp_path):
 @pytest.mark.parametrize(("kind", "area", "width"), [("dense", 65536, 1024), ("sparse", 16384, 512)])
 def test_rows_are_valid_and_keep_to_the_budget(resources, kind, area, width):
     for index in range(60):
-        row = made_pages.made_row(0, index, resources, kind)
+        row = made_chunks.made_row(0, index, resources, kind)
         validate_row(row)
         image = Image.open(io.BytesIO(row["image"]["bytes"]))
         assert image.mode == "L"
         assert image.width * image.height <= area
         assert image.width <= width
-        low, high = made_pages.X_HEIGHT[kind]
+        low, high = made_chunks.X_HEIGHT[kind]
         assert row["text"] == "" or low <= row["x_height"] <= high
 
 
 def test_some_canvases_are_blank_and_say_so(resources, monkeypatch):
-    monkeypatch.setattr(made_pages, "BLANK_SHARE", 1.0)
+    monkeypatch.setattr(made_chunks, "BLANK_SHARE", 1.0)
     for index in range(20):
-        row = made_pages.made_row(0, index, resources)
+        row = made_chunks.made_row(0, index, resources)
         validate_row(row)
         assert (row["text"], row["char_boxes"], row["x_height"]) == ("", [], 0.0)
 
 
 def test_unwanted_text_is_drawn_anew(resources):
-    first = made_pages.made_row(0, 3, resources)["text"]
-    assert made_pages.made_row(0, 3, resources, unwanted=lambda text: text == first)["text"] != first
+    first = made_chunks.made_row(0, 3, resources)["text"]
+    assert made_chunks.made_row(0, 3, resources, unwanted=lambda text: text == first)["text"] != first
 
 
 def test_digits_and_capitals_are_common(resources):
     text = "".join(
-        "".join(word for word, _ in zip(made_pages.random_words(rng(seed), resources), range(10), strict=False))
+        "".join(word for word, _ in zip(made_chunks.random_words(rng(seed), resources), range(10), strict=False))
         for seed in range(2000)
     )
     assert sum(character.isdigit() for character in text) > 0.08 * len(text)
     assert sum(character.isupper() for character in text) > 0.08 * len(text)
-    assert set(made_pages.PRINTABLE) <= set(text)
+    assert set(PRINTABLE) <= set(text)
 
 
-@pytest.mark.parametrize("function", [function for _, function in made_pages.DEGRADATIONS])
+@pytest.mark.parametrize("function", [function for _, function in made_chunks.DEGRADATIONS])
 def test_a_degradation_is_seeded_and_keeps_the_shape(function):
     pixels = np.full((24, 90), 230, dtype=np.float32)
     pixels[8:16, 10:80:4] = 20
@@ -117,18 +118,18 @@ def test_a_degradation_is_seeded_and_keeps_the_shape(function):
 
 
 def test_ink_and_paper_differ_by_60_levels_and_one_in_ten_is_inverted():
-    pairs = [made_pages.ink_and_paper(rng(seed)) for seed in range(2000)]
+    pairs = [made_chunks.ink_and_paper(rng(seed)) for seed in range(2000)]
     assert min(abs(ink - paper) for ink, paper in pairs) >= 60
     assert 0.07 < np.mean([ink > paper for ink, paper in pairs]) < 0.13
 
 
 def test_wrong_use_is_refused(resources, tmp_path):
     with pytest.raises(ValueError, match="dense or sparse, not 'huge'"):
-        made_pages.made_row(0, 0, resources, "huge")
+        made_chunks.made_row(0, 0, resources, "huge")
     with pytest.raises(ValueError, match="count must not be negative"):
-        made_pages.build_made(tmp_path, -1, resources=resources)
+        made_chunks.build_made(tmp_path, -1, resources=resources)
     with pytest.raises(ValueError, match="at least one font"):
-        made_pages.Resources({}, ["a"], ["b"])
+        made_chunks.Resources({}, ["a"], ["b"])
 
 
 def test_held_out_fonts_are_told_by_family(resources, tmp_path):
@@ -136,8 +137,8 @@ def test_held_out_fonts_are_told_by_family(resources, tmp_path):
     assert heldout.is_heldout_font("Courier Prime Sans")
     assert not heldout.is_heldout_font("DejaVu Sans")
     for name, family in (("a", "Aileron"), ("b", "Karla")):
-        drawn = made_pages.Resources({family: resources.fonts["Aileron"]}, resources.prose, resources.vocabulary)
-        made_pages.build_made(tmp_path / name, 4, seed=ord(name), resources=drawn, progress=False)
+        drawn = made_chunks.Resources({family: resources.fonts["Aileron"]}, resources.prose, resources.vocabulary)
+        made_chunks.build_made(tmp_path / name, 4, seed=ord(name), resources=drawn, progress=False)
     assert heldout.find_leaks([tmp_path / "a"], [tmp_path / "b"], progress=False) == []
     leaks = heldout.find_leaks([tmp_path / "b"], [tmp_path / "a"], progress=False)
     assert len(leaks) == 4
@@ -155,7 +156,7 @@ def unit(*arguments):
 
 
 def test_the_command_draws_and_checks(resources, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(made_pages, "load_resources", lambda split: resources)
+    monkeypatch.setattr(made_chunks, "load_resources", lambda split: resources)
     monkeypatch.setattr(heldout, "validation_text_filter", lambda: heldout.TextFilter(np.array([], dtype=np.uint64)))
     assert unit("make-pages", "--out", tmp_path, "--rows", 5, "--kind", "dense") == 0
     assert len(list(read_columns(tmp_path / "made-train", ["text"]))) == 5
