@@ -253,7 +253,7 @@ def test_a_dry_run_shows_slurms_script_and_writes_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["circles", "--count", "5"], "kind must be one of dense, sparse"),
+        (["circles", "--count", "5"], "kind must be one of pages, dense, sparse"),
         (["dots", "--count", "5", "--executor", "slurm"], "needs --partition"),
         (["RECIPE", "--count", "5"], "a recipe has `kind`"),
     ],

@@ -28,8 +28,9 @@ def page(index, split="train", **changes):
 
 
 @pytest.fixture
-def folders(tmp_path):
+def folders(tmp_path, monkeypatch):
     """Seven rows to train on, in three shards, with a manifest; two to validate, with a report."""
+    monkeypatch.setenv("UNIT_CACHE", str(tmp_path / "cache"))
     train, validation = tmp_path / "dots-train", tmp_path / "dots-validation"
     rows = [page(index) for index in range(6)]
     rows.append(page(6, source="npm openmoji@17.0.0", license="CC-BY-SA-4.0"))
@@ -100,6 +101,12 @@ def test_the_card_says_what_lies_there(client, online, folders):
     assert len(pictures) == 5  # three of train, both of validation
     assert all(f"]({name})" in text for name in pictures)
     assert client.dataset_info("alice/dots").private
+
+
+def test_licences_are_named_as_the_hub_names_them():
+    assert module._hub_licenses({"Apache-2.0 (drawn by this project)"}) == "apache-2.0"
+    names = {"Apache-2.0 (drawn by this project); picture: GPL-3.0-or-later; picture: MIT", "public domain"}
+    assert module._hub_licenses(names) == ["apache-2.0", "gpl-3.0", "mit", "other"]
 
 
 def test_an_unchanged_set_uploads_nothing_and_a_smaller_one_takes_shards_away(client, online, folders, capsys):

@@ -303,8 +303,9 @@ def _held_out_statement(splits: list[Split]) -> str:
 def _hub_licenses(names: set[str]) -> list[str] | str:
     """Identifiers that the Hub knows; "other" for what has none there."""
     known = set()
-    for name in names:
-        plain = name.split(" (")[0].strip().lower().removesuffix("-or-later").removesuffix("-only")
+    for part in (part for name in names for part in name.split(";")):  # of a page, and of the pictures on it
+        plain = part.strip().removeprefix("picture: ").split(" (")[0].lower()
+        plain = plain.removesuffix("-or-later").removesuffix("-only")
         known.add(plain if plain in HUB_LICENSES else "other")
     found = sorted(known, key=lambda name: (name == "other", name))
     return found[0] if len(found) == 1 else found

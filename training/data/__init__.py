@@ -8,6 +8,7 @@
 ``pdf``              pages of TeX Live documentation -> chunks for training, blocks for validation
 ``made_pages``       chunks of text drawn with skia, with random fonts and degradations
 ``blanks``           strips of pictures with nothing to read on them
+``generate``         made rows by the million, on datatrove's executors
 ``heldout``          what is never trained on, and the check that it was not
 ===================  ===========================================================================================
 """

@@ -102,9 +102,9 @@ class Maker:
     digest: str
 
 
-def _made_row(plan: Plan) -> Maker:
+def _chunks(plan: Plan) -> Maker:
     from .heldout import validation_text_filter
-    from .made_pages import load_resources, made_row
+    from .made_chunks import load_resources, made_row
 
     if plan.settings:
         raise ValueError(f"{plan.kind} has no settings, not even {', '.join(sorted(plan.settings))}")
@@ -115,7 +115,20 @@ def _made_row(plan: Plan) -> Maker:
     )
 
 
-KINDS: dict[str, Callable[[Plan], Maker]] = {"dense": _made_row, "sparse": _made_row}
+def _pages(plan: Plan) -> Maker:
+    """Settings of `made_pages.PageSettings`, and `fonts`, `corpus` and `pictures` of `load_page_resources`."""
+    from .made_pages import PageSettings, load_page_resources, page_row
+
+    settings = dict(plan.settings)
+    sources = {name: settings.pop(name) for name in ("fonts", "corpus", "pictures") if name in settings}
+    if "split" in settings:
+        raise ValueError("the split is --split, not a setting")
+    chosen = PageSettings.from_dict(settings | {"split": plan.split})
+    resources = load_page_resources(plan.split, **sources)
+    return Maker(lambda index: page_row(index, plan.seed, chosen, resources), resources.digest())
+
+
+KINDS: dict[str, Callable[[Plan], Maker]] = {"pages": _pages, "dense": _chunks, "sparse": _chunks}
 """Name -> what loads the resources of a plan and gives its `Maker`; a function that other processes can import."""
 
 
@@ -139,8 +152,9 @@ def _made_with() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "absent"
     sources = hashlib.blake2b(digest_size=16)
-    for path in sorted([*Path(__file__).parent.glob("*.py"), *Path(__file__).parent.glob("*.yaml")]):
-        sources.update(path.name.encode() + b"\0" + path.read_bytes())
+    folder = Path(__file__).parent
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.yaml")]):
+        sources.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return found | {"sources of training.data": sources.hexdigest()}
 
 

@@ -16,9 +16,11 @@ def add_parser(commands) -> None:
         help="made data by the million: on this machine, a Slurm cluster or Ray",
         description="Write parquet shards of made rows with a manifest. The same command goes on where a run broke "
         "off; the bytes are the same for any number of tasks, workers and interruptions.",
-        epilog="example: unit data generate dense --count 1000000 --seed 1 --out made-1m --workers 8",
+        epilog="example: unit data generate pages --count 1000000 --seed 1 --out pages-1m --workers 8",
     )
-    made.add_argument("kind", metavar="RECIPE_OR_KIND", help="a kind of rows, or a YAML file with kind and settings")
+    made.add_argument(
+        "kind", metavar="RECIPE_OR_KIND", help="pages, dense or sparse, or a YAML file with `kind` and `settings`"
+    )
     made.add_argument("--count", type=positive, required=True, metavar="N", help="rows")
     made.add_argument("--shard-rows", type=positive, default=5000, metavar="M", help="rows of a shard (5,000)")
     made.add_argument("--seed", type=int, default=0)
