@@ -95,7 +95,7 @@ def validation_text_filter(progress: bool = True) -> TextFilter:
 
 def validation_text_path() -> Path:
     """Where the marks of `validation_text_filter` lie once they are made."""
-    tag = hashlib.blake2b(repr((validation_packages(), LINE_LENGTH, RUN_LENGTH, 2)).encode(), digest_size=4)
+    tag = hashlib.blake2b(repr((validation_packages(), LINE_LENGTH, RUN_LENGTH, 3)).encode(), digest_size=4)
     return cache_root() / "data" / f"validation-text-{tag.hexdigest()}.npy"
 
 
@@ -112,7 +112,7 @@ def _marks_of_packages(packages: list[str], progress: bool) -> Iterator[int]:
         for page in document:
             try:
                 lines = find_lines(read_glyphs(page))
-            except ValueError:  # a rotated page
+            except ValueError:  # no page that any set is made of
                 continue
             for chain in chain_lines(lines):
                 yield from fingerprints("\n".join(line.text for line in chain))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
+import math
 import multiprocessing
 import re
 import time
@@ -62,6 +63,8 @@ _SYMBOL_LETTERS |= {code: code for code in (*range(ord("A"), ord("Z") + 1), *map
 _SYMBOL_SUSPECTS = frozenset(map(ord, "fghijknJK79"))
 PAGE_LICENSE = "as its TeX Live package (LPPL or another free licence)"
 
+MAX_CHARACTERS = 200_000  # of a page; a dense one of a newspaper has 30,000
+MAX_UNMAPPED = 0.02  # share of a page's characters without Unicode; 2% of TeX Live's pages have more
 MAX_AREA = 65536  # pixels of a chunk: the x4 budget of unit-tiny, 256x256
 MAX_WIDTH = 1024
 PAGE_X_HEIGHT = (7.0, 13.0)  # px, drawn per page of chunks
@@ -88,16 +91,13 @@ class Glyphs:
     height: float
 
 
-def read_glyphs(page: pdfium.PdfPage) -> Glyphs:
-    """Read the text layer of ``page`` character by character.
+def read_glyphs(page: pdfium.PdfPage, most: int = MAX_CHARACTERS) -> Glyphs:
+    """Read the text layer of ``page`` character by character, as the page is shown: turned by its ``/Rotate``, and
+    placed in the part of its boxes (its own or inherited) that is rendered.
 
     Raises:
-        ValueError: the page is rotated.
+        ValueError: the page holds more than ``most`` characters.
     """
-    if page.get_rotation() != 0:
-        raise ValueError("the page is rotated")
-    # pdfium gives characters in user space and renders the crop box.
-    left, bottom, right, top = page.get_cropbox()
     textpage = page.get_textpage()
     raw = textpage.raw
     x0, x1, y0, y1, ox, oy = (ctypes.c_double() for _ in range(6))
@@ -105,37 +105,71 @@ def read_glyphs(page: pdfium.PdfPage) -> Glyphs:
     get_code, get_box = pdfium_c.FPDFText_GetUnicode, pdfium_c.FPDFText_GetCharBox
     get_origin, get_angle = pdfium_c.FPDFText_GetCharOrigin, pdfium_c.FPDFText_GetCharAngle
     fonts = _FontNames(raw)
-    codes, boxes, baselines, spaced, upright = [], [], [], [], []
+    codes, boxes, origins, spaced, upright = [], [], [], [], []
+    turned = math.radians(page.get_rotation())
     space = True
     angle_ok = True
-    for index in range(pdfium_c.FPDFText_CountChars(raw)):
+    count = pdfium_c.FPDFText_CountChars(raw)
+    if count > most:
+        textpage.close()
+        raise ValueError(f"more than {most} characters")
+    for index in range(count):
         code = get_code(raw, index)
         if code in (32, 10, 13, 9, 0xA0):
             space = True
             continue
+        if 0xDC00 <= code <= 0xDFFF and codes and 0xD800 <= codes[-1] <= 0xDBFF:  # pdfium speaks UTF-16
+            codes[-1] = 0x10000 + ((codes[-1] - 0xD800) << 10) + code - 0xDC00
+            continue
         get_box(raw, index, p0, p1, q0, q1)
         get_origin(raw, index, po, qo)
         if space or not angle_ok:  # the angle is asked once a word: it cannot change within
-            angle_ok = abs(get_angle(raw, index)) < 1e-3
+            angle_ok = abs(math.sin((get_angle(raw, index) + turned) / 2)) < 5e-4
         # Symbol fonts without a ToUnicode table pass as letters. Asking for every font would double the time.
         if (space or code in _SYMBOL_SUSPECTS) and code < 128 and fonts.is_symbols(index):
             code = _SYMBOL_LETTERS.get(code, 0xFFFD)
         codes.append(code)
-        boxes.append((x0.value - left, top - y1.value, x1.value - left, top - y0.value))
-        baselines.append(top - oy.value)
+        boxes.append((x0.value, y0.value, x1.value, y1.value))
+        origins.append((ox.value, oy.value))
         spaced.append(space)
         upright.append(angle_ok)
         space = False
     textpage.close()
+    corners = np.array(boxes, dtype=np.float64).reshape(-1, 2)
+    corners = _as_shown(corners, page).reshape(-1, 2, 2)
+    shown = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+    baselines = _as_shown(np.array(origins, dtype=np.float64).reshape(-1, 2), page)[:, 1].copy()
+    glyphs = Glyphs(codes, shown, baselines, spaced, upright, *page.get_size())
+    return _on_the_page(glyphs)
+
+
+def _on_the_page(glyphs: Glyphs) -> Glyphs:
+    """Without the characters whose middle is cropped away; what follows one of them begins a word."""
+    middle = (glyphs.boxes[:, :2] + glyphs.boxes[:, 2:]) / 2
+    inside = ((middle >= 0) & (middle <= (glyphs.width, glyphs.height))).all(axis=1)
+    if inside.all():
+        return glyphs
+    kept = np.flatnonzero(inside).tolist()
+    after_a_gap = [index > 0 and not inside[index - 1] for index in kept]
     return Glyphs(
-        codes,
-        np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        np.array(baselines, dtype=np.float64),
-        spaced,
-        upright,
-        right - left,
-        top - bottom,
+        [glyphs.codes[index] for index in kept],
+        glyphs.boxes[inside],
+        glyphs.baselines[inside],
+        [glyphs.spaced[index] or gap for index, gap in zip(kept, after_a_gap, strict=True)],
+        [glyphs.upright[index] for index in kept],
+        glyphs.width,
+        glyphs.height,
     )
+
+
+def _as_shown(points: np.ndarray, page: pdfium.PdfPage) -> np.ndarray:
+    """(N, 2) points of user space to points from the top left of the page as it is rendered."""
+    # Not get_cropbox(), which does not know the boxes that a page inherits.
+    left, bottom, right, top = page.get_bbox()
+    x, y = points.T
+    quarter = page.get_rotation() // 90 % 4  # clockwise
+    turned = ((x - left, top - y), (y - bottom, x - left), (right - x, y - bottom), (top - y, right - x))
+    return np.stack(turned[quarter], axis=1)
 
 
 class _FontNames:
@@ -170,22 +204,29 @@ class Line:
     text: str = ""
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))  # (len(text), 4), zeros for spaces
     refused: str = ""  # why the line is not used; empty for a good one
+    runs: tuple[tuple[int, int], ...] = ()  # all its runs of glyphs where it has several: cells, what a column cut off
 
 
 def find_lines(glyphs: Glyphs) -> list[Line]:
     """Cut the characters of a page into lines, in content order; a line that is not fit for use says why."""
     if not glyphs.codes:
         return []
+    lines = [_make_line(glyphs, start, end) for start, end in find_runs(glyphs)]
+    _refuse_fragments(lines)
+    return lines
+
+
+def find_runs(glyphs: Glyphs) -> list[tuple[int, int]]:
+    """Cut the characters of a page into runs on one baseline with no wide gap: (first, last + 1), in content order."""
     page_x_height = _page_x_height(glyphs)
     boxes, baselines = glyphs.boxes.tolist(), glyphs.baselines.tolist()
-    lines = []
+    runs = []
     start = 0
     for index in range(1, len(boxes) + 1):
         if index == len(boxes) or not _continues(boxes, baselines, start, index, page_x_height):
-            lines.append(_make_line(glyphs, start, index))
+            runs.append((start, index))
             start = index
-    _refuse_fragments(lines)
-    return lines
+    return runs
 
 
 def _page_x_height(glyphs: Glyphs) -> float:
@@ -227,14 +268,19 @@ def _make_line(glyphs: Glyphs, first: int, last: int) -> Line:
     if not all(glyphs.upright[first:last]):
         line.refused = "not upright"
         return line
-    _set_text(line, glyphs)
+    set_text(line, glyphs)
     if not line.refused:
         line.refused = _text_fault(line, glyphs)
     return line
 
 
-def _set_text(line: Line, glyphs: Glyphs) -> None:
-    """Fill ``text`` and ``boxes``: one entry a normalised character, spaces put where the page shows them."""
+def set_text(line: Line, glyphs: Glyphs, *, any_script: bool = False) -> None:
+    """Fill ``text`` and ``boxes``: one entry a normalised character, spaces put where the page shows them.
+
+    With ``any_script`` no line is refused: letters of all scripts pass, and what has no Unicode becomes U+FFFD.
+    """
+    # Slanted letters overhang: in a page read whole, next to nothing must be seen of a space.
+    least_gap = (0.05 if any_script else 0.25) * line.x_height
     text: list[str] = []
     boxes: list[tuple[float, float, float, float]] = []
     others = 0
@@ -250,14 +296,18 @@ def _set_text(line: Line, glyphs: Glyphs) -> None:
         for code in glyphs.codes[index:end]:
             if code in SOFT_HYPHENS:
                 new += "-"
-            elif code < 32 or 0xE000 <= code <= 0xF8FF or code in (0xFFFD, 0xFFFF) or code >= 0xF0000:
-                line.refused = "no unicode"
-                return
+            elif has_no_unicode(code):
+                if not any_script:
+                    line.refused = "no unicode"
+                    return
+                new += "\ufffd"
             else:
                 new += normalize_character(chr(code))
+        if any_script:
+            new = new.replace(" ", "")  # what NFKC makes of a few spacing accents
         for character in new:
             if not (" " < character <= "~"):
-                if character not in ALLOWED_OTHERS:
+                if character not in ALLOWED_OTHERS and not any_script:
                     line.refused = "symbols"
                     return
                 others += 1
@@ -269,7 +319,7 @@ def _set_text(line: Line, glyphs: Glyphs) -> None:
             gap = x0 - ink[index - 1 - line.first][2]
             # A gap of 1.2 x-heights is a space even when the text layer has none; in a fixed-width font narrower
             # ones need not be. A space where nothing can be seen is letter-spacing or kerning.
-            if gap > 1.2 * line.x_height or (glyphs.spaced[index] and gap > 0.25 * line.x_height):
+            if gap > 1.2 * line.x_height or (glyphs.spaced[index] and gap > least_gap):
                 text.append(" ")
                 boxes.append((0.0, 0.0, 0.0, 0.0))
         for part in range(len(new)):
@@ -278,8 +328,18 @@ def _set_text(line: Line, glyphs: Glyphs) -> None:
         index = end
     line.text = "".join(text)
     line.boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    if others > max(1, len(text) * 0.03):
+    if others > max(1, len(text) * 0.03) and not any_script:
         line.refused = "symbols"
+
+
+def has_no_unicode(code: int) -> bool:
+    """Whether a code point of a text layer names no character: control, private use, surrogate, U+FFFD, U+FFFF."""
+    return (
+        (code < 32 and code not in SOFT_HYPHENS)
+        or 0xD800 <= code <= 0xF8FF
+        or code in (0xFFFD, 0xFFFF)
+        or code >= 0xF0000
+    )
 
 
 def _text_fault(line: Line, glyphs: Glyphs) -> str:
@@ -453,7 +513,8 @@ class RenderedPage:
         x0, y0, x1, y1 = ink
         others = np.ones(len(self.glyph_boxes), dtype=bool)
         for line in lines:
-            others[line.first : line.last] = False
+            for first, last in line.runs or ((line.first, line.last),):
+                others[first:last] = False
         near = self.glyph_boxes[others]
         grown = crop + (-2, -2, 2, 2)
         near = near[
@@ -528,6 +589,7 @@ def chunks_of_page(
     refusals: Counter,
     *,
     unwanted: Callable[[str], bool] = lambda text: False,
+    x_height: tuple[float, float] = PAGE_X_HEIGHT,
 ) -> Iterator[Cutout]:
     """Cut one page into chunks of one to three lines, each line used at most once.
 
@@ -536,6 +598,7 @@ def chunks_of_page(
         rng: draws the scale, the lines per chunk and the margins.
         refusals: counts why pages (``page: …``), lines (``line: …``) and chunks (``chunk: …``) were refused.
         unwanted: texts that must not come out, e.g. those that the validation data holds.
+        x_height: the range that the page's own is drawn from, in pixels.
     """
     prepared = _prepare_page(page, refusals)
     if prepared is None:
@@ -543,7 +606,7 @@ def chunks_of_page(
     glyphs, lines = prepared
     good = [line for line in lines if not line.refused]
     median = float(np.median(np.repeat([line.x_height for line in good], [len(line.text) for line in good])))
-    rendered = RenderedPage(page, glyphs, rng.uniform(*PAGE_X_HEIGHT) / median)
+    rendered = RenderedPage(page, glyphs, rng.uniform(*x_height) / median)
     per_point = rendered.scale
 
     def fits(some: list[Line]) -> bool:
@@ -637,15 +700,12 @@ def _prepare_page(page: pdfium.PdfPage, refusals: Counter) -> tuple[Glyphs, list
     try:
         glyphs = read_glyphs(page)
     except ValueError:
-        refusals["page: rotated"] += 1
+        refusals["page: too many characters"] += 1
         return None
     if len(glyphs.codes) < 60:
         refusals["page: little text"] += 1
         return None
-    bad = sum(
-        (code < 32 and code not in SOFT_HYPHENS) or 0xE000 <= code <= 0xF8FF or code == 0xFFFD for code in glyphs.codes
-    )
-    if bad > 0.02 * len(glyphs.codes):
+    if sum(map(has_no_unicode, glyphs.codes)) > MAX_UNMAPPED * len(glyphs.codes):
         refusals["page: text layer"] += 1
         return None
     lines = find_lines(glyphs)

@@ -1,4 +1,14 @@
-"""`unit data from-pdfs`."""
+"""`unit data from-pdfs`: pages, blocks and chunks of PDFs.
+
+unit data from-pdfs ~/papers --out papers                # whole pages of a folder of PDFs
+unit data from-pdfs arxiv.tar.gz --unit block --out b    # paragraphs, from an archive
+unit data from-pdfs texlive-science-doc --out science    # a Debian package by name
+unit data from-pdfs                                      # the training set that the recipes name
+
+The rows' text is in the order in which a person reads: header, columns one after the other, a table along its rows,
+footnotes, footer. Pages whose text layer is broken, that are not English (see --all-languages) or turned are left
+out with a count; report.json beside the shards says how many and why.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +34,58 @@ PDF_SETS = {
 
 def add_parser(commands) -> None:
     """Add the command to the sub-parsers of `unit data`."""
-    pdfs = commands.add_parser("from-pdfs", help="chunks and blocks of the pages of PDF documentation")
+    pdfs = commands.add_parser(
+        "from-pdfs",
+        help="pages, blocks and chunks of PDFs: of folders, archives, Debian packages",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    pdfs.add_argument(
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help="PDFs, folders of them, zip or tar archives, names of Debian packages; none: the sets of the recipes",
+    )
+    yours = pdfs.add_argument_group("with SOURCE")
+    yours.add_argument("--unit", choices=("page", "block", "chunk"), default="page", help="a row's; default: page")
+    yours.add_argument(
+        "--x-height",
+        type=_x_height,
+        metavar="PX",
+        help="height of a lower-case x in pixels, fixed (8) or drawn for each page from a range (6-12); "
+        "default: 5-10 for pages, 8-14 for blocks, 7-13 for chunks",
+    )
+    yours.add_argument(
+        "--text",
+        choices=("lines", "paragraphs"),
+        default="lines",
+        help="lines as printed, or paragraphs with their lines and divided words joined; default: lines",
+    )
+    yours.add_argument(
+        "--drop-headers",
+        action="store_true",
+        help="leave running headers, footers and page numbers out of the text (they stay in a page's picture)",
+    )
+    yours.add_argument("--all-languages", action="store_true", help="not only English text")
+    yours.add_argument("--license", help="what the rows' license column says, default: unknown")
+    yours.add_argument("--source-name", help="what the rows' source column begins with, default: the SOURCE's name")
+    yours.add_argument(
+        "--max-refused",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="stop when more than this share of a SOURCE's documents or pages is broken, default: 0.05; 1: never",
+    )
+    yours.add_argument(
+        "--leave-out-held-out",
+        action="store_true",
+        help="leave out what shares text with UNIT's validation packages, which are fetched when missing; always done "
+        "for Debian packages by name",
+    )
     pdfs.add_argument("--split", choices=("train", "validation"), default="train")
-    pdfs.add_argument("--packages", nargs="+", metavar="DEB", help="Debian packages, default: those of the split")
+    pdfs.add_argument(
+        "--packages", nargs="+", metavar="DEB", help="for the sets of the recipes; default: those of the split"
+    )
     pdfs.add_argument("--rows", type=positive, help="stop after so many rows (of each data set)")
     pdfs.add_argument("--max-pages", type=positive, help="look at so many pages at most")
     pdfs.add_argument("--pages-per-pdf", type=positive, help="of one document, so many pages at most")
@@ -39,9 +98,11 @@ def add_parser(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build the data sets of the split."""
+    """Build the data set of the sources, or the data sets of the split."""
     from training.data import heldout, pdf
 
+    if args.sources:
+        return _build_from_sources(args)
     train = args.split == "train"
     packages = args.packages or (list(TRAIN_PACKAGES) if train else heldout.validation_packages())
     if train:
@@ -64,4 +125,56 @@ def run(args: argparse.Namespace) -> int:
         else:
             report = pdf.build_chunks(packages, out, args.seed, split=args.split, unwanted=unwanted, **wishes)
         print(f"{out}: {report}")
+    return 0
+
+
+def _x_height(value: str) -> tuple[float, float]:
+    """An ``argparse`` type: ``8`` or ``6-12``, in pixels."""
+    low, dash, high = value.partition("-")
+    try:
+        return (float(low), float(high)) if dash else (float(low), float(low))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number such as 8 or a range such as 6-12, not {value}") from None
+
+
+def _build_from_sources(args: argparse.Namespace) -> int:
+    """Build one data set, in ``--out`` itself."""
+    from training.data import heldout
+    from training.data.pdf_build import X_HEIGHTS, PageSettings, build_from_pdfs
+
+    if args.out is None:
+        raise ValueError("--out FOLDER is needed with SOURCE: the folder that the data set is written to")
+    for name in ("packages", "documents", "name"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} is for the sets of the recipes, and is not used with SOURCE")
+    settings = PageSettings(
+        unit=args.unit,
+        x_height=args.x_height or X_HEIGHTS[args.unit],
+        joined=args.text == "paragraphs",
+        furniture=not args.drop_headers,
+        english=not args.all_languages,
+        seed=args.seed,
+        split=args.split,
+        license=args.license,
+    )
+    settings.check()
+    packages = [source for source in args.sources if not Path(source).expanduser().exists()]
+    unwanted = None
+    if args.split == "train":
+        heldout.refuse_validation_packages(packages)
+        if packages or args.leave_out_held_out:
+            unwanted = heldout.validation_text_filter()
+    report = build_from_pdfs(
+        args.sources,
+        args.out,
+        settings,
+        max_pages=args.max_pages,
+        pages_per_pdf=args.pages_per_pdf,
+        max_rows=args.rows,
+        max_refused=args.max_refused,
+        source_name=args.source_name,
+        unwanted=unwanted,
+        workers=args.workers,
+    )
+    print(f"{args.out}: {report}")
     return 0
