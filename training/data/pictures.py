@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from training.data.schema import features
+from training.data.schema import features, read_columns
 from training.data.sources import cache_root, fetch_deb, fetch_npm
 from training.data.text import normalize_text
 
@@ -64,6 +64,13 @@ LICENSES = {
     "twitter": "CC-BY-4.0",
     "tuxpaint": "GPL-2.0",
     "openclipart": "public domain",
+}
+
+# Packages with pictures that could be had and are not taken.
+UNUSED = {
+    "npm @tabler/icons, lucide-static": "line icons of interfaces: tags say what a button does, not what is seen",
+    "deb mate-, lomiri-, plasma-workspace-wallpapers": "some 70 photographs without words; file names name moods",
+    "PyPI scikit-image": "a handful of test pictures without words; most are fetched from elsewhere when asked for",
 }
 
 
@@ -889,6 +896,15 @@ def build(
     for split in rows:
         (Path(out) / f"pictures-{split}" / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
+
+
+def counts_by_source(folders: Iterable[Path]) -> dict[tuple[str, str], Counter]:
+    """Rows of built sets by (source, licence): rows of each split, the most first."""
+    found: dict[tuple[str, str], Counter] = {}
+    for folder in folders:
+        for row in read_columns(folder, ["source", "license", "split"]):
+            found.setdefault((row["source"], row["license"]), Counter())[row["split"]] += 1
+    return dict(sorted(found.items(), key=lambda each: (-each[1].total(), each[0])))
 
 
 def _coverage(image: Image.Image) -> float:
