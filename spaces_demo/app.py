@@ -28,8 +28,6 @@ if __package__ in (None, ""):  # run as a file, as a Space does
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-import gradio as gr
-
 from spaces_demo.limits import (
     FILES_CHECKED,
     FILES_LIVE,
@@ -38,7 +36,10 @@ from spaces_demo.limits import (
     MAX_LABELS_LENGTH,
     QUEUE,
 )
+from spaces_demo.process import end, import_gradio, interrupt_on_sigterm
 from spaces_demo.sample_run import LABELS, SAMPLES, confidence_colour, draw_blocks
+
+gr = import_gradio()
 
 log = logging.getLogger(__name__)
 PAGE_WIDTH = 760  # px of the page that is drawn
@@ -48,6 +49,7 @@ PICTURES = [
 ]
 BEFORE = "What is read appears here, as it is read."
 ONE_AT_A_TIME = "model"  # all views share one model and one turn
+HEAD_START = 1.0  # s in which a first visitor's page comes before the imports of the model take the interpreter [ours]
 
 HEADER = """<header class="unit-header"><h1>UNIT</h1>
 <p><strong>One vision encoder that reads text and recognises pictures.</strong>
@@ -94,17 +96,26 @@ def _as_it_came(payload) -> str | None:
 
 
 class Loading:
-    """The model, loaded in a thread of its own from the first look on."""
+    """The model, loaded in a thread of its own from the first look on; anew where that failed."""
 
     def __init__(self, load: Callable[[], Any]):
-        self._load, self._future, self._lock = load, None, threading.Lock()
+        self._load, self._lock = load, threading.Lock()
+        self._future, self._started = Future(), False
 
     def start(self) -> Future:
         with self._lock:
-            if self._future is None or (self._future.done() and self._future.exception()):
-                self._future = Future()
+            if self._future.done() and self._future.exception():
+                self._future, self._started = Future(), False
+            if not self._started:
+                self._started = True
                 threading.Thread(target=self._run, args=(self._future,), daemon=True).start()
             return self._future
+
+    def start_later(self) -> None:
+        """Start in `HEAD_START` seconds, if nobody has until then."""
+        timer = threading.Timer(HEAD_START, self.start)
+        timer.daemon = True
+        timer.start()
 
     def _run(self, future: Future) -> None:
         try:
@@ -114,6 +125,10 @@ class Loading:
 
     def get(self) -> Any:
         return self.start().result()
+
+    def wait(self) -> Any:
+        """As `get`, but whoever else starts it."""
+        return self._future.result()
 
 
 def load_demo(model: str | None = None, teacher: str | None = None):
@@ -194,16 +209,17 @@ def _note(text: str) -> str:
     return f'<p class="unit-note" role="status">{text}</p>'
 
 
-def reading_note(partial) -> str:
-    """How far the reading is, or what came out of it."""
+def reading_note(partial, number: int = 1, pages: int = 1) -> str:
+    """How far the reading is, or what came out of it; of a PDF of several pages, which one it is."""
+    where = f"Page {number} of {pages} · " if pages > 1 else ""
     page, colour = partial.page, "rgb({}, {}, {})".format(*confidence_colour(partial.page.confidence))
     if partial.done < partial.total:
-        return _note(f"Reading: {partial.done} of {partial.total} pieces of the page")
+        return _note(f"{where}Reading: {partial.done} of {partial.total} pieces of the page")
     if not page.blocks:
-        return _note("Nothing was found to read on this page.")
+        return _note(f"{where}Nothing was found to read on this page.")
     words = len(page.text.split())
     said = f"{words} word{'s' * (words != 1)} in {page.seconds:.1f} s · confidence {page.confidence:.2f}"
-    return _note(f'<span class="unit-confidence" style="background:{colour}" aria-hidden="true"></span> {said}')
+    return _note(f'<span class="unit-confidence" style="background:{colour}" aria-hidden="true"></span> {where}{said}')
 
 
 def naming(named) -> str:
@@ -288,13 +304,13 @@ def build(load: Callable[[], Any] = load_demo) -> gr.Blocks:
         """
         yield None, "", _note(BEFORE), None, None  # nothing of an earlier page beside this one
         demo = loading.get()
-        for image, partial in demo.read(file, page):
+        for image, partial, pages in demo.read(file, page):
             drawn = draw_blocks(image, partial.page.blocks, min(PAGE_WIDTH, image.width), partial.waiting)
             whole = partial.done == partial.total
             yield (
                 drawn,
                 partial.page.text,
-                reading_note(partial),
+                reading_note(partial, int(page or 1), pages),
                 partial.page.to_dict() if whole else gr.skip(),
                 _text_file(partial.page.text, file) if whole else None,
             )
@@ -355,11 +371,13 @@ def build(load: Callable[[], Any] = load_demo) -> gr.Blocks:
                             height=185,
                         )
                         file.preprocess = _as_it_came
+                        _describe(file, "The page: a picture or a PDF, as of handle_file.")
                         page = gr.Number(1, label="Page of a PDF", precision=0, minimum=1)
+                        _describe(page, "Which page of a PDF, from 1; a picture has one.")
                         button = gr.Button("Read", variant="primary")
                         examples = _examples(PAGES)
                     with gr.Column(scale=2, min_width=320, elem_classes="unit-results"):
-                        note = gr.HTML(_note(BEFORE), padding=False)
+                        note = gr.HTML(_note(BEFORE), label="How the reading went", padding=False)
                         with gr.Row():
                             drawn = gr.Image(
                                 label="The page and its blocks",
@@ -380,10 +398,10 @@ def build(load: Callable[[], Any] = load_demo) -> gr.Blocks:
                                 )
                                 download = gr.DownloadButton("Download the text")
                         with gr.Accordion("JSON: blocks with box, text and confidence", open=False):
-                            blocks = gr.JSON(show_label=False, max_height=400)
+                            blocks = gr.JSON(label="Blocks", show_label=False, max_height=400)
                 described = {"api_name": "read", "api_description": read.__doc__}
                 _wire(button, examples, kept, PAGES, file, read, [file, page], [drawn, text, note, blocks, download],
-                      described, upload=file.upload, reset=page)  # fmt: skip
+                      described, upload=file.upload, reset=page, enter=page.submit)  # fmt: skip
             with gr.Tab("Name", id="name"):
                 with gr.Row():
                     with gr.Column(scale=1, min_width=320):
@@ -394,12 +412,13 @@ def build(load: Callable[[], Any] = load_demo) -> gr.Blocks:
                             lines=3,
                             max_length=MAX_LABELS_LENGTH,
                         )
+                        _describe(labels, "Labels to rank, separated by commas or lines.")
                         button = gr.Button("Name", variant="primary")
                         examples = _examples(PICTURES)
                     with gr.Column(scale=2, min_width=320, elem_classes="unit-results"):
-                        said = gr.HTML(_note("Caption and ranking appear here."))
+                        said = gr.HTML(_note("Caption and ranking appear here."), label="Caption and bars")
                         with gr.Accordion("JSON", open=False):
-                            found = gr.JSON(show_label=False)
+                            found = gr.JSON(label="Caption and labels", show_label=False)
                 described = {"api_name": "name", "api_description": name.__doc__}
                 _wire(button, examples, kept, PICTURES, picture, name, [picture, labels], [said, found], described)
             with gr.Tab("Scales", id="scales"):
@@ -411,12 +430,16 @@ def build(load: Callable[[], Any] = load_demo) -> gr.Blocks:
                             value="picture",
                             label="Compare",
                         )
+                        _describe(kind, "Compare all of the picture, or the widest line of text in it.")
                         button = gr.Button("Compare", variant="primary")
                         examples = _examples([*PICTURES[:3], *PAGES[:2]])
                     with gr.Column(scale=2, min_width=320, elem_classes="unit-results"):
-                        said = gr.HTML(_note("One input at four resolutions: what is read, and how alike they are."))
+                        said = gr.HTML(
+                            _note("One input at four resolutions: what is read, and how alike they are."),
+                            label="A card for each resolution",
+                        )
                         with gr.Accordion("JSON", open=False):
-                            found = gr.JSON(show_label=False)
+                            found = gr.JSON(label="Resolutions", show_label=False)
                 described = {"api_name": "scales", "api_description": scales.__doc__}
                 _wire(button, examples, kept, [*PICTURES[:3], *PAGES[:2]], picture, scales, [picture, kind],
                       [said, found], described, kind=kind)  # fmt: skip
@@ -426,16 +449,21 @@ def build(load: Callable[[], Any] = load_demo) -> gr.Blocks:
                         picture = _picture()
                         layer = gr.Slider(0, 64, value=0, step=1, label="Layer (0: the last)")
                         strength = gr.Slider(0, 1, value=0.6, step=0.05, label="Strength of the colours")
+                        _describe(layer, "Layer of the encoder, from 1; 0 is the last.")
+                        _describe(strength, "Of the colours over the picture, 0 to 1.")
                         button = gr.Button("Look inside", variant="primary")
                         examples = _examples([*PICTURES, PAGES[0]])
                     with gr.Column(scale=2, min_width=320, elem_classes="unit-results"):
-                        said = gr.HTML(_note("The features of each patch appear here, as colours over the picture."))
+                        said = gr.HTML(
+                            _note("The features of each patch appear here, as colours over the picture."),
+                            label="A card for each map",
+                        )
                         with gr.Accordion("JSON", open=False):
-                            found = gr.JSON(show_label=False)
+                            found = gr.JSON(label="Layer, grid and likeness", show_label=False)
                 described = {"api_name": "look_inside", "api_description": look_inside.__doc__}
                 _wire(button, examples, kept, [*PICTURES, PAGES[0]], picture, look_inside, [picture, layer, strength],
                       [said, found], described)  # fmt: skip
-        model_note = gr.HTML(_note("Loading the model…"), padding=False)
+        model_note = gr.HTML(_note("Loading the model…"), label="The model", padding=False)
         app.load(
             about, None, [model_note, layer], api_name="about", api_description=about.__doc__, show_progress="hidden"
         )
@@ -448,7 +476,14 @@ def _picture() -> gr.Image:
         label="A picture", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=260, buttons=[]
     )
     picture.preprocess = _as_it_came
+    _describe(picture, "The picture, as of handle_file.")
     return picture
+
+
+def _describe(component, text: str) -> None:
+    """What the API's documentation says of a parameter, in place of gradio's words on the component's type."""
+    plain = component.api_info_as_input
+    component.api_info_as_input = lambda: plain() | {"additional_description": text}
 
 
 def _examples(paths: list[Path]) -> gr.Dataset:
@@ -463,7 +498,7 @@ def _examples(paths: list[Path]) -> gr.Dataset:
 
 
 def _wire(button, examples, kept, paths, source, function, inputs, outputs, described, upload=None, reset=None,
-          kind=None) -> None:  # fmt: skip
+          kind=None, enter=None) -> None:  # fmt: skip
     """The button (which is the endpoint), a click on an example and, for Read, a file that was dropped do the same.
 
     Args:
@@ -472,13 +507,16 @@ def _wire(button, examples, kept, paths, source, function, inputs, outputs, desc
         upload: event on which the work starts as well.
         reset: a number set to 1 by an example.
         kind: Scales' choice, set to what suits the example.
+        enter: event of the Enter key in a field, which does what the button does.
     """
     shared = {"concurrency_id": ONE_AT_A_TIME, "concurrency_limit": 1, "show_progress_on": outputs[0]}
     button.click(function, inputs, outputs, **shared, **described)
     for begin in (button.click, examples.click):
         begin(None, None, None, js=TO_RESULTS, api_visibility="private")
-    if upload is not None:
-        upload(function, inputs, outputs, **shared, api_visibility="private")
+    for event in (upload, enter):
+        if event is None:
+            continue
+        event(function, inputs, outputs, **shared, api_visibility="private")
 
     def put(index):
         values = [str(kept / paths[index].name)]
@@ -513,10 +551,9 @@ def theme() -> gr.themes.Base:
     )
 
 
-def launch(app: gr.Blocks, host: str | None = None, port: int | None = None, **kwargs):
-    """Serve the app; the model starts to load at once. `kwargs` as of gradio's `launch`."""
-    app.loading.start()
-    return app.launch(
+def launch(app: gr.Blocks, host: str | None = None, port: int | None = None, **kwargs) -> None:
+    """Serve the app from threads of its own, and only then load the model. `kwargs` as of gradio's `launch`."""
+    app.launch(
         server_name=host,
         server_port=port,
         share=False,
@@ -532,9 +569,18 @@ def launch(app: gr.Blocks, host: str | None = None, port: int | None = None, **k
         theme=theme(),
         css=CSS,
         head=HEAD,
+        prevent_thread_lock=True,
         **kwargs,
     )
+    app.loading.start_later()
 
 
 if __name__ == "__main__":
-    launch(build())
+    interrupt_on_sigterm()
+    space = build()
+    try:
+        launch(space)
+        space.block_thread()
+    except KeyboardInterrupt:
+        pass
+    end(space)

@@ -273,15 +273,15 @@ class Demo:
 
     # ------------------------------------------------------------------------------------------ views
 
-    def read(self, path, number: int | float | None = 1) -> Iterator[tuple[Image.Image, PartialPage]]:
-        """Read a page; after each batch the page itself and what there is of its text.
+    def read(self, path, number: int | float | None = 1) -> Iterator[tuple[Image.Image, PartialPage, int]]:
+        """Read a page; after each batch the page itself, what there is of its text, and how many pages the file has.
 
         Raises:
             Refused: see [`open_page`].
         """
-        image, _ = open_page(path, number)
+        image, pages = open_page(path, number)
         for partial in self.reader.stream(image):
-            yield image, partial
+            yield image, partial, pages
 
     def name_picture(self, path, labels: str | None) -> Named:
         """Caption and ranking of labels.

@@ -10,6 +10,11 @@ go by LFS, basic and multipart; xet is not spoken: clients run with `HF_HUB_DISA
         result = hub.python("from huggingface_hub import snapshot_download; ...")   # a clean process, a fresh cache
         print(hub.coverage())                                          # the Hub calls made so far
 
+The calls that a run of tests made, as the table of docs/hub_calls.md:
+
+    UNIT_HUB_CALLS=calls.txt python -m pytest tests/test_push*.py tests/test_hub_server.py
+    python tests/hub_server.py --list calls.txt > docs/hub_calls.md
+
 By itself, for a client in another process: `python tests/hub_server.py FOLDER [--port N]` (Ctrl-C prints the calls).
 
 The accounts that exist, all of them with public tokens of their own: see `TOKENS`.
@@ -1574,13 +1579,44 @@ class HubServer:
         return self.run([sys.executable, "-c", code, *arguments], **options)
 
 
+def call_list(lines: list[str]) -> str:
+    """A page of Markdown: the calls in what `UNIT_HUB_CALLS` gathered, one "METHOD ROUTE" a line, and in how many
+    tests each was made; and the calls that the server knows and none of the tests makes."""
+    made = Counter(line for line in lines if line)
+    known = {f"{method} {template}" for method, template, *_ in ROUTES}
+    rows = [
+        f"| `{call}` | {made[call] or '-'} |"
+        for call in sorted(known | set(made), key=lambda call: call.split()[::-1])
+    ]
+    return "\n".join(
+        [
+            "# Calls of the Hub that the tests make",
+            "",
+            "By the unmodified huggingface_hub client, to the server of `tests/hub_server.py` on loopback; made by",
+            "the two commands in that file's docstring. Number: tests in which a call is made.",
+            "",
+            "| Call | Tests |",
+            "| --- | ---: |",
+            *rows,
+        ]
+    )
+
+
 def main() -> None:
     """Serves until interrupted, then prints the calls."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument(
+        "--list", type=Path, metavar="FILE", help="print the calls that UNIT_HUB_CALLS gathered, and end"
+    )
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--part-size", type=int, default=64 << 20, help="bytes in a part of a multipart upload")
     given = parser.parse_args()
+    if given.list is not None:
+        print(call_list(given.list.read_text(encoding="utf-8").split("\n")))
+        return
+    if given.folder is None:
+        parser.error("name a folder")
     with HubServer(given.folder, given.port, part_size=given.part_size) as hub:
         print(f"HF_ENDPOINT={hub.endpoint}\nHF_HUB_DISABLE_XET=1\nHF_TOKEN={hub.token}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

@@ -203,6 +203,10 @@ def test_a_foreign_encoder_goes_out_as_the_plain_class_that_it_is(tmp_path, monk
             lambda folder: (folder.mkdir(), (folder / "config.json").write_text('{"model_type": "bert"}')),
             "'bert'",
         ),
+        (
+            lambda folder: (folder.mkdir(), (folder / "config.json").write_text('{"model_type": "llava"}')),
+            "a LLaVA, which this command does not check",
+        ),
     ],
 )
 def test_what_is_no_model_is_refused_in_one_line(tmp_path, capsys, prepare, said):
@@ -558,19 +562,80 @@ def restart(hub) -> None:
             time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("method", "route"), [("POST", "preupload"), ("PUT", "_storage"), ("POST", "commit")])
-def test_a_server_that_dies_leaves_the_last_whole_commit_and_a_rerun_completes(online, folder, method, route):
+KILLED = [  # every kind of request of a push into a new repository that comes after the first look at it
+    ("POST", "repos/create", 0),
+    ("GET", "tree", 0),
+    ("POST", "preupload", 0),
+    ("POST", "batch", 0),
+    ("PUT", "parts", 0),
+    ("PUT", "parts", 1),  # the second part
+    ("POST", "complete", 0),
+    ("POST", "verify", 0),
+    ("POST", "commit", 0),
+]
+
+
+@pytest.mark.parametrize(("method", "route", "passing"), KILLED)
+def test_a_server_that_dies_leaves_the_last_whole_commit_and_a_rerun_completes(online, folder, method, route, passing):
     client = api(online)
-    client.create_repo("alice/unit")
-    before = online.head("alice/unit")
-    online.fail(method=method, route=route, cut_after=0, kill=True)
-    with pytest.raises(PublishError, match="no connection to"), publishing.explained("alice/unit", client):
+    online.part_size = 6000  # of 16 kB: three parts
+    online.fail(method=method, route=route, skip=passing, cut_after=0, kill=True)
+    with pytest.raises(PublishError, match="no connection to") as caught, publishing.explained("alice/unit", client):
         upload(folder, "alice/unit", client)
-    assert online.head("alice/unit") == before
+    assert "\n" not in str(caught.value)
+    assert online.token not in str(caught.value)
+    if route != "repos/create":
+        assert set(online.files("alice/unit")) == {".gitattributes"}
     restart(online)
     done = upload(folder, "alice/unit", client)
     assert online.head("alice/unit") == done.commit
     assert online.files("alice/unit")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_commit_whose_answer_was_lost_is_found_by_the_rerun(online, folder):
+    client = api(online)
+    online.fail(method="POST", route="commit", times=-1, drop_answer=True)
+    with pytest.raises(PublishError, match="run it again"), publishing.explained("alice/unit", client):
+        upload(folder, "alice/unit", client)
+    online.faults.clear()
+    upload(folder, "alice/unit", client)
+    assert {"README.md", "config.json", "model.safetensors"} < set(online.files("alice/unit"))
+    assert upload(folder, "alice/unit", client).uploaded == []
+
+
+LOUD = """
+import logging, sys
+logging.basicConfig(level=logging.DEBUG)
+import huggingface_hub, transformers
+huggingface_hub.logging.set_verbosity_debug()
+transformers.logging.set_verbosity_debug()
+from training import publish
+from training.publish import PublishError, explained, upload
+from pathlib import Path
+api = huggingface_hub.HfApi()
+try:
+    with explained("alice/unit", api):
+        publish.check_access(api, "alice/unit")
+        upload(Path("small"), "alice/unit", api)
+except PublishError as error:
+    print(error)
+    raise
+"""
+
+
+@pytest.mark.parametrize("fault", [None, {"status": 403}, {"cut_after": 0}])
+def test_the_token_is_in_no_output_however_loud(online, folder, tmp_path, fault):
+    """Debug logging of every library, curl lines of huggingface_hub, and the traceback of what went wrong."""
+    if fault:
+        online.fail(method="POST", route="batch", times=-1, **fault)
+    environment = {"PYTHONPATH": str(Path(publishing.__file__).parents[1]), "HF_DEBUG": "1"}
+    done = online.python(LOUD, cwd=tmp_path, env=environment)
+    assert done.returncode == (1 if fault else 0), done.stderr
+    assert "DEBUG" in done.stderr
+    assert online.token not in done.stdout + done.stderr
+    if fault:
+        assert len(done.stdout.strip().splitlines()) == 1
+    assert not online.leaks()
 
 
 def refusal(run, client, capsys, **wishes) -> str:

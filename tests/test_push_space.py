@@ -28,6 +28,12 @@ def client(online, monkeypatch, tmp_path):
     return api
 
 
+@pytest.fixture
+def unchecked(monkeypatch):
+    """For tests of what comes before and after the check, which takes seconds."""
+    monkeypatch.setattr(spaces, "check_space", lambda *_: [])
+
+
 BUILT_BY_A_SPACE = """
 import runpy, sys, os
 from pathlib import Path
@@ -70,7 +76,7 @@ def test_the_app_is_built_from_what_lies_in_the_space(client, online, tmp_path):
     assert made.stdout.strip().endswith("built")
 
 
-def test_an_unchanged_space_is_left_alone_and_another_model_is_named(client, online, capsys):
+def test_an_unchanged_space_is_left_alone_and_another_model_is_named(unchecked, client, online, capsys):
     publish_space("alice/demo", "alice/unit", private=True)
     assert client.space_info("alice/demo").private
     before, head = len(online.requests), online.head("alice/demo", kind="spaces")
@@ -86,7 +92,7 @@ def test_an_unchanged_space_is_left_alone_and_another_model_is_named(client, onl
     assert online.head("alice/demo", kind="spaces") != head
 
 
-def test_a_pull_request_leaves_the_variable_and_the_branch(client, online):
+def test_a_pull_request_leaves_the_variable_and_the_branch(unchecked, client, online):
     said = []
     client.create_repo("alice/demo", repo_type="space", space_sdk="gradio")
     head = online.head("alice/demo", kind="spaces")
@@ -98,7 +104,7 @@ def test_a_pull_request_leaves_the_variable_and_the_branch(client, online):
     assert any("UNIT_MODEL_ID" in line for line in said)
 
 
-def test_a_private_model_needs_a_secret(client):
+def test_a_private_model_needs_a_secret(unchecked, client):
     said = []
     client.update_repo_settings("alice/unit", private=True)
     publish_space("alice/demo", "alice/unit", say=said.append)
@@ -117,6 +123,7 @@ def test_a_private_model_needs_a_secret(client):
 def test_a_model_that_the_space_cannot_use_is_refused(client, online, tmp_path, capsys, model, said):
     tiny.unit_model().vision_model.save_pretrained(tmp_path / "encoder")
     upload(tmp_path / "encoder", "alice/encoder", client)
+    capsys.readouterr()  # bars of the above
     assert main(["push-space", "alice/demo", "--model", model]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
@@ -124,7 +131,72 @@ def test_a_model_that_the_space_cannot_use_is_refused(client, online, tmp_path, 
     assert online.repository("spaces", "alice/demo") is None
 
 
-def test_who_may_not_write_is_refused(client, online, monkeypatch):
+def broken(monkeypatch, path: str, change) -> None:
+    """From now on a Space's file differs from ours."""
+    write = spaces.write_space
+
+    def write_broken(folder, *names):
+        write(folder, *names)
+        (folder / path).write_text(change((folder / path).read_text(encoding="utf-8")), encoding="utf-8")
+
+    monkeypatch.setattr(spaces, "write_space", write_broken)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "said"),
+    [
+        ("spaces_demo/limits.py", lambda text: text.replace("QUEUE", "LINE"), "cannot import name 'QUEUE'"),
+        (
+            "spaces_demo/app.py",
+            lambda text: text.replace('"api_name": "scales"', '"api_name": "s"'),
+            "endpoint /scales",
+        ),
+    ],
+)
+def test_an_app_that_does_not_start_from_its_files_is_not_uploaded(
+    client, online, monkeypatch, capsys, tmp_path, path, change, said
+):
+    pytest.importorskip("gradio")
+    (tmp_path / "work").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "work"))
+    broken(monkeypatch, path, change)
+    assert main(["push-space", "alice/demo", "--model", "alice/unit"]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("unit push-space: the app ")
+    assert said in last
+    assert online.repository("spaces", "alice/demo") is None
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_file_that_is_left_out_is_not_taken_from_this_package(client, online, monkeypatch):
+    pytest.importorskip("gradio")
+    write = spaces.write_space
+
+    def write_less(folder, *names):
+        write(folder, *names)
+        (folder / "unit_cli" / "inputs.py").unlink()
+
+    monkeypatch.setattr(spaces, "write_space", write_less)
+    with pytest.raises(PublishError, match=r"No module named 'unit_cli\.inputs'"):
+        publish_space("alice/demo", "alice/unit")
+    assert online.repository("spaces", "alice/demo") is None
+
+
+def test_another_branch_leaves_the_default_one_and_the_variable(unchecked, client, online, capsys):
+    publish_space("alice/demo", "alice/unit")
+    client.delete_space_variable("alice/demo", "UNIT_MODEL_ID")
+    client.delete_file("README.md", "alice/demo", repo_type="space")
+    head = online.head("alice/demo", kind="spaces")
+    assert main(["push-space", "alice/demo", "--model", "alice/unit", "--revision", "next"]) == 0
+    assert "UNIT_MODEL_ID of alice/demo is left as it is" in capsys.readouterr().err
+    assert online.head("alice/demo", kind="spaces") == head
+    assert "README.md" in online.files("alice/demo", "next", kind="spaces")
+    assert not client.get_space_variables("alice/demo")
+    assert main(["push-space", "alice/demo", "--model", "alice/unit", "--revision", "next", "--create-pr"]) == 2
+    assert "leave out --revision" in capsys.readouterr().err
+
+
+def test_who_may_not_write_is_refused(unchecked, client, online, monkeypatch):
     from hub_server import ALICE_READ_ONLY, BOB
 
     publish_space("alice/demo", "alice/unit")
@@ -133,10 +205,16 @@ def test_who_may_not_write_is_refused(client, online, monkeypatch):
             publish_space("alice/demo", "alice/unit", api=HfApi(endpoint=online.endpoint, token=token))
 
 
-def test_a_dry_run_leaves_the_files_without_network(tmp_path, monkeypatch, capsys):
+def test_a_dry_run_leaves_the_files_without_network_and_names_versions_that_differ(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gradio")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    broken(monkeypatch, "requirements.txt", lambda text: text.replace("tqdm==", "tqdm==0.") + "no-such-thing==1.0\n")
     assert main(["push-space", "alice/demo", "--model", "alice/unit", "--dry-run"]) == 0
-    said = capsys.readouterr().out
+    said, told = capsys.readouterr()
+    (line,) = [line for line in told.splitlines() if "other versions" in line]
+    assert "instead of 0.4" in line
+    assert "no-such-thing none instead of 1.0" in line
+    assert [path.name for path in tmp_path.glob("unit-space-*/*")] == ["space"]
     assert "nothing was uploaded" in said
     assert "spaces_demo/app.py" in said
     (space,) = tmp_path.glob("unit-space-*/space")

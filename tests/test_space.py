@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -145,7 +147,7 @@ def test_labels_that_are_too_much_are_refused(text, words):
 
 
 def test_a_page_comes_as_it_is_read(demo, files):
-    parts = [partial for _, partial in demo.read(files / "page.png")]
+    parts = [partial for _, partial, _ in demo.read(files / "page.png")]
     assert (parts[0].page.text, len(parts[0].waiting)) == ("", 2)
     assert parts[-1].waiting == []
     assert "section describes" in parts[-1].page.text
@@ -258,7 +260,7 @@ def served(demo, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         built = app.build(lambda: demo)
-        app.launch(built, "127.0.0.1", prevent_thread_lock=True, quiet=True)
+        app.launch(built, "127.0.0.1", quiet=True)
         yield built, folder
         built.close(verbose=False)
 
@@ -285,6 +287,10 @@ def test_the_endpoints_are_named_and_documented(client, served):
     with urllib.request.urlopen(f"{served[0].local_url}gradio_api/info") as answer:
         info = json.load(answer)["named_endpoints"]
     assert all(len(info[name]["description"]) > 30 for name in ENDPOINTS)
+    for name in ENDPOINTS:
+        for parameter in info[name]["parameters"]:
+            assert 10 < len(parameter["python_type"]["description"]) < 120, parameter["parameter_name"]
+        assert not [one["label"] for one in info[name]["returns"] if one["label"].startswith("value_")]
 
 
 def test_reading_gives_page_text_blocks_and_a_file_as_they_come(client, files):
@@ -307,6 +313,7 @@ def test_a_page_of_a_pdf_can_be_read_by_its_number(client, files):
     assert "section" in client.predict(sent(files / "two.pdf"), 1, api_name="/read")[1]
     _, text, note, blocks, file = client.predict(sent(files / "two.pdf"), 2, api_name="/read")
     assert (text, blocks["blocks"], file) == ("", [], None)
+    assert "Page 2 of 2" in note
     assert "Nothing was found" in note
 
 
@@ -370,6 +377,32 @@ def test_nothing_outside_the_app_is_fetched_through_it(served, path):
     assert caught.value.code in (403, 404)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=%2Fetc%2Fpasswd",
+        "/gradio_api/file=%252Fetc%252Fpasswd",
+        "/gradio_api/file=..%2F..%2F..%2F..%2Fetc%2Fpasswd",
+        "/gradio_api/file={samples}/../../../etc/passwd",
+        "/gradio_api/file=file:///etc/passwd",
+        "/gradio_api/file=/proc/self/environ",
+        "/gradio_api/file=%00",
+        "/gradio_api/proxy=http://127.0.0.1:1/",
+        "/static/../../../../../../../../etc/passwd",
+        "/assets/..%2f..%2f..%2f..%2f..%2f..%2f..%2f..%2fetc/passwd",
+    ],
+)
+def test_no_spelling_of_a_path_leads_out_of_the_app(served, path):
+    """Sent as it is: clients of libraries tidy such paths up before."""
+    address = urllib.parse.urlsplit(served[0].local_url)
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+    connection.request("GET", path.format(samples=served[0].samples.name))
+    answer = connection.getresponse()
+    assert answer.status in (400, 403, 404)
+    assert b"root:" not in answer.read()
+    connection.close()
+
+
 def test_a_path_of_the_server_is_no_upload(served, files):
     """A request that names a file that is there, but was never sent."""
     data = json.dumps({"data": [{"path": str(DOG), "meta": {"_type": "gradio.FileData"}}, "a dog"]}).encode()
@@ -407,7 +440,7 @@ def test_what_was_sent_and_made_is_deleted(demo, files, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     built = app.build(lambda: demo)
     assert built.delete_cache == (limits.FILES_CHECKED, limits.FILES_LIVE)
-    app.launch(built, "127.0.0.1", prevent_thread_lock=True, quiet=True)
+    app.launch(built, "127.0.0.1", quiet=True)
 
     def kept():
         """Files of visitors; those of the page itself (examples) stay while it is served."""

@@ -7,17 +7,20 @@ keeps a picture of each view in each layout; without the variable none is writte
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 pytest.importorskip("gradio", reason="the Space needs gradio")
+gradio_client = pytest.importorskip("gradio_client")
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'unit-vision[dev]'")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -32,6 +35,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+SAMPLE = Path(__file__).resolve().parents[1] / "spaces_demo" / "samples" / "pages" / "dice.png"
 LAYOUTS = {"": (1280, 900, "light"), "-dark": (1280, 900, "dark"), "-phone": (390, 844, "light")}  # by file name
 PICTURE_BYTES, PICTURE_WIDTH = 150_000, 900  # of a kept screenshot
 PATIENCE = 120_000  # ms for an answer: many times what one takes, for machines that do other things too
@@ -45,7 +49,7 @@ def address(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         built = app.build()
-        app.launch(built, "127.0.0.1", prevent_thread_lock=True, quiet=True)
+        app.launch(built, "127.0.0.1", quiet=True)
         yield built.local_url
         built.close(verbose=False)
 
@@ -95,6 +99,35 @@ def visit(browser, address):
         context.close()
     assert wrong == []
     assert foreign == []
+
+
+@pytest.fixture(scope="module")
+def pdf(tmp_path_factory):
+    """Two pages: a line of text, and nothing."""
+    page = Image.new("L", (640, 200), 255)
+    text = "This section describes the files."
+    ImageDraw.Draw(page).text((30, 60), text, font=ImageFont.load_default(26), fill=0)
+    path = tmp_path_factory.mktemp("pdf") / "two pages.pdf"
+    page.convert("RGB").save(path, save_all=True, append_images=[Image.new("RGB", (300, 300), "white")])
+    return path
+
+
+DROP = """([zone, name, data]) => {
+  const bytes = Uint8Array.from(atob(data), (one) => one.charCodeAt(0));
+  const dropped = new DataTransfer();
+  dropped.items.add(new File([bytes], name, { type: 'application/pdf' }));
+  for (const kind of ['dragenter', 'dragover', 'drop'])
+    zone.dispatchEvent(new DragEvent(kind, { dataTransfer: dropped, bubbles: true, cancelable: true }));
+}"""
+
+
+def tab_to(page, condition: str, most: int = 40) -> None:
+    """Press the Tab key until what has the focus meets a condition in JavaScript on `it`."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        if page.evaluate(f"(() => {{ const it = document.activeElement; return {condition}; }})()"):
+            return
+    pytest.fail(f"the Tab key does not come to where {condition}")
 
 
 def examples(page):
@@ -181,15 +214,61 @@ def test_each_view_answers_to_a_click_on_an_example(visit, layout):
     keep_screenshot(page, f"inside{layout}.png")
 
 
-def test_an_example_is_read_by_the_keyboard_alone(visit):
+def test_every_view_is_used_by_the_keyboard_alone(visit):
     page = visit()
-    for _ in range(30):
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.classList.contains('gallery-item')"):
-            break
-    else:
-        pytest.fail("the Tab key does not come to an example")
+    tab_to(page, "it.classList.contains('gallery-item')")
     page.keyboard.press("Enter")
+    wait_for_text(page)
+    for view, words in (
+        ("Name", "caption, confidence"),
+        ("Scales", "The bars: mean cosine"),
+        ("Look inside", "Mean cosine between the two"),
+    ):
+        page.locator("body").evaluate("() => document.activeElement.blur()")
+        page.keyboard.press("Control+Home")
+        page.get_by_role("tab", selected=True).first.focus()  # as with Shift+Tab from the view
+        tab_to(page, f"it.getAttribute('role') === 'tab' && it.textContent.trim() === '{view}'")
+        page.keyboard.press("Enter")
+        tab_to(page, "it.classList.contains('gallery-item')")
+        page.keyboard.press("Enter")
+        results(page).get_by_text(words).wait_for()
+
+
+def test_a_pdf_that_is_dropped_is_read_page_by_page_and_its_text_copied(visit, pdf):
+    page = visit()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    zone = page.locator("input[type=file]").first.locator("xpath=..").element_handle()
+    page.evaluate(DROP, [zone, pdf.name, base64.b64encode(pdf.read_bytes()).decode()])
+    results(page).get_by_text(re.compile(r"Page 1 of 2 · \d+ words in")).wait_for()
+    text = text_read(page)
+    assert "section" in text
+    results(page).get_by_role("button", name=re.compile("copy", re.IGNORECASE)).first.click()
+    page.wait_for_function("async (text) => (await navigator.clipboard.readText()) === text", arg=text)
+    page.get_by_text("JSON: blocks with box").click()
+    results(page).get_by_text("confidence", exact=False).last.wait_for()
+    results(page).locator(".json-holder, .json-node").first.wait_for()
+    page.get_by_label("Page of a PDF").fill("2")
+    page.get_by_label("Page of a PDF").press("Enter")
+    results(page).get_by_text("Page 2 of 2 · Nothing was found").wait_for()
+    assert text_read(page) == ""
+    page.get_by_label("Page of a PDF").fill("3")
+    page.get_by_role("button", name="Read", exact=True).click()
+    page.get_by_test_id("toast-text").wait_for()
+    assert "there is no page 3" in page.get_by_test_id("toast-text").inner_text()
+
+
+def test_who_waits_is_shown_the_place_in_the_queue(visit, address):
+    client = gradio_client.Client(address, verbose=False, analytics_enabled=False, download_files=False)
+    page = visit()
+    sample = gradio_client.handle_file(str(SAMPLE))
+    jobs = [client.submit(sample, 1, api_name="/read") for _ in range(2)]
+    until = time.monotonic() + PATIENCE / 1000
+    while time.monotonic() < until and not any(job.status().rank is not None for job in jobs):
+        time.sleep(0.05)  # until one of them is read and another waits
+    examples(page).first.click()
+    results(page).get_by_text(re.compile(r"queue: \d+/\d+")).first.wait_for()
+    for job in jobs:
+        job.result(timeout=PATIENCE / 1000)
     wait_for_text(page)
 
 

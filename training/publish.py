@@ -209,6 +209,11 @@ def load_source(source: Path, encoder_only: bool) -> tuple[Any, Any, str]:
             return model.eval(), processor, "encoder"
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise PublishError(f"{source}: cannot be loaded: {_first_line(error)}") from error
+    if config.model_type == "llava":
+        raise PublishError(
+            f"{source}: a LLaVA, which this command does not check or describe; `hf upload OWNER/NAME {source}` "
+            "uploads it as it is, and `unit push --adapter` a LoRA adapter of one"
+        )
     raise PublishError(
         f"{source}: a model of type {config.model_type!r}; published are UNIT models and encoders: unit, "
         f"{', '.join(sorted(ARCHITECTURES))}"

@@ -137,12 +137,12 @@ def _check_weights(model: Any, report: dict[str, Any]) -> None:
         raise ValueError(f"the weights lack {len(lacking)} keys: {', '.join(lacking[:3])}{more}")
 
 
-def report_push(done: Any, checked: str = "") -> None:
-    """Print what a push (a `training.publish.Published`) did; `checked` stands before what a dry run says."""
+def report_push(done: Any) -> None:
+    """Print what a push (a `training.publish.Published`) did."""
     if done.folder is not None:
         for name, size in done.files.items():
             print(f"{size:>13,}  {name}")
-        print(f"{checked}nothing was uploaded. What would go to {done.repo_id} is in {done.folder}")
+        print(f"checked; nothing was uploaded. What would go to {done.repo_id} is in {done.folder}")
         return
     for name in done.kept:
         print(f"{done.repo_id}: {name} was edited on the Hub and is kept as it is there; --overwrite-card replaces it")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import threading
 import time
 
@@ -51,20 +50,20 @@ def run(args: argparse.Namespace) -> int:
     model = args.model or os.environ.get("UNIT_MODEL_ID") or None
     quiet(model)
     try:
-        from spaces_demo import app
+        from spaces_demo import app, process
     except ImportError as error:
         raise CommandError(f"gradio is missing: pip install 'unit-vision[demo]' ({first_line(error)})") from error
     built = app.build(lambda: app.load_demo(model, args.teacher))
-    try:
-        app.launch(built, args.host, args.port, inbrowser=args.open, prevent_thread_lock=True, quiet=True)
-    except OSError as error:
-        raise CommandError(f"cannot serve on {args.host}: {first_line(error)}") from error
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
+        process.interrupt_on_sigterm()
     try:
+        try:
+            app.launch(built, args.host, args.port, inbrowser=args.open, quiet=True)
+        except OSError as error:
+            raise CommandError(f"cannot serve on {args.host}: {first_line(error)}") from error
         print(f"UNIT is at {built.local_url} (Ctrl+C ends it); the model is loading", flush=True)
         try:
-            demo = built.loading.get()
+            demo = built.loading.wait()
         except Exception as error:
             name = model or "the shipped checkpoint"
             raise CommandError(f"{name}: cannot be loaded for the demo: {first_line(error)}") from error
@@ -72,10 +71,7 @@ def run(args: argparse.Namespace) -> int:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
-        return 0  # the ordinary end
+        process.end(built)  # the ordinary end
     finally:
         built.close(verbose=False)  # deletes what was sent
-
-
-def _interrupt(*_) -> None:
-    raise KeyboardInterrupt
+    return 0

@@ -94,5 +94,5 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(f"the export cannot be written: {error}") from error
-    report_push(done, "checked; ")
+    report_push(done)
     return 0
