@@ -26,7 +26,7 @@ RUN_LENGTH = 7  # words; six is where chance agreements of technical prose begin
 
 @lru_cache(maxsize=1)
 def heldout() -> dict[str, Any]:
-    """The content of ``heldout.yaml``: ``documents`` and ``fonts``. Pictures have a file and a check of their own."""
+    """The content of ``heldout.yaml``: ``documents``, ``fonts``, ``markdown``. Pictures have a file of their own."""
     return yaml.safe_load((Path(__file__).parent / "heldout.yaml").read_text())
 
 
@@ -38,6 +38,15 @@ def validation_packages() -> list[str]:
 def is_heldout_font(family: str) -> bool:
     """Whether a font family must not be used to make training pages."""
     return any(family.lower().startswith(name.lower()) for name in heldout()["fonts"]["families"])
+
+
+def is_heldout_markdown(package: str) -> bool:
+    """Whether the Markdown files of an npm package, of whatever version, must not be trained on."""
+    return _without_version(package) in {_without_version(name) for name in heldout()["markdown"]["packages"]}
+
+
+def _without_version(package: str) -> str:
+    return re.sub(r"(?<=.)@.*", "", package)
 
 
 def refuse_validation_packages(packages: Iterable[str]) -> None:
@@ -147,8 +156,9 @@ def find_leaks(train: Iterable[str | Path], validation: Iterable[str | Path], pr
     for folder in train:
         for row in tqdm(read_columns(folder, columns), desc=f"{Path(folder).name}", unit="row", disable=not progress):
             source = row["source"]
-            font = re.fullmatch(r"made-pages/.*\((.+)\)", source)
-            if source.startswith(packages):
+            font = re.fullmatch(r"made-(?:pages|markdown)/.*\((.+)\)", source)
+            npm = re.match(r"made-markdown/npm/(@[^/]+/[^/]+|[^/]+)/", source)
+            if source.startswith(packages) or (npm and is_heldout_markdown(npm[1])):
                 leaks.append(f"{source}: from a held-out package")
             elif font and is_heldout_font(font[1]):
                 leaks.append(f"{source}: drawn in a held-out font")
