@@ -12,13 +12,14 @@ emphasis               ``**bold**``, ``*italic*``, ``***both***``, ``~~struck~~`
 code in a line         `````code`````; runs of spaces are one space
 link                   its text; the address cannot be seen. ``<https://…>`` is its own text
 picture                nothing; a paragraph of pictures alone goes
-formula                ``$…$`` in a line and in LaTeX, ``$$…$$`` on a line of its own; also from ``math`` fences and from
-                       ``<div class="equation" data-raw-text="…">``
-list                   ``- `` or ``1. `` with the numbers as shown; what belongs to an item is indented by the marker's
-                       width; no empty line between items, one between the further blocks of an item
-table                  ``| a | b |``, separator ``| --- | --- |``: alignment is a matter of typesetting; ``|`` is ``\\|``
-code block             a fence of three backticks or more without its language; tabs are 4 spaces, no space at a line's
-                       end, no empty lines at the ends
+formula                ``$…$`` in a line and in LaTeX, ``$$…$$`` on a line of its own; also from ``math`` fences and
+                       from ``<div class="equation" data-raw-text="…">``
+list                   ``- `` or ``1. `` with the numbers as shown; what belongs to an item is indented by the
+                       marker's width; no empty line between items, one between the further blocks of an item
+table                  ``| a | b |``, separator ``| --- | --- |``: alignment is a matter of typesetting; ``|`` in a
+                       cell is ``\\|``
+code block             a fence of three backticks or more without its language; tabs are 4 spaces, no space at a
+                       line's end, no empty lines at the ends
 quotation              ``> `` before each line, an empty one between its blocks
 rule                   ``---``
 HTML                   tags, comments and whole HTML blocks are left out, the text between inline tags stays
@@ -27,9 +28,9 @@ emoji, dingbats        left out: text fonts have none
 characters             `text.normalize_text`: straight quotes, plain hyphens, NFKC; entities are their characters
 =====================  ==============================================================================================
 
-Escapes are a function of the text alone: a backslash before each ``\\``, `````, ``*`` and ``$``, before ``_`` at either
-end of a word, ``<`` and ``&`` where a tag or an entity would begin, ``]`` before ``(`` or ``:``, ``~~``, and before what
-would begin a heading, list, quotation or rule at the beginning of a paragraph.
+Escapes are a function of the text alone: a backslash before each ``\\``, `````, ``*`` and ``$``, before ``_`` at
+either end of a word, ``<`` and ``&`` where a tag or an entity would begin, ``]`` before ``(`` or ``:``, ``~~``, and
+before what would begin a heading, list, quotation or rule at the beginning of a paragraph.
 
 `parse` reads, `write` writes, and ``parse(write(blocks)) == blocks`` for every page that is kept.
 """
@@ -117,7 +118,7 @@ Block = Heading | Paragraph | Code | Formula | Quote | Items | Table | Rule
 
 
 def split_words(runs: Iterable[Run]) -> list[list[Run]]:
-    """Runs to words: lists of fragments that have no space between them; a formula is one fragment whatever it holds."""
+    """Runs to words: lists of fragments with no space between them; a formula is one fragment whatever it holds."""
     words: list[list[Run]] = [[]]
     for run in runs:
         if run.math:
@@ -133,7 +134,7 @@ def split_words(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def join_words(words: Sequence[Sequence[Run]]) -> Runs:
-    """The inverse: one space between words, in the style that both neighbours share, and runs of one style made one."""
+    """The inverse: one space between words, in the style that both neighbours share; runs of one style made one."""
     runs: list[Run] = []
     for word in words:
         if runs:
@@ -409,11 +410,11 @@ class _Reader:
             if token.type == end:
                 break
             block = self.block(token)
-            if isinstance(block, Items) and not block.ordered and found and isinstance(found[-1], Items):
-                if not found[-1].ordered:  # two lists of bullets in a row look like one
-                    found[-1] = replace(found[-1], items=found[-1].items + block.items)
-                    continue
-            if block is not None:
+            before = found[-1] if found else None
+            if isinstance(block, Items) and isinstance(before, Items) and not (block.ordered or before.ordered):
+                # Two lists of bullets in a row look like one.
+                found[-1] = replace(before, items=before.items + block.items)
+            elif block is not None:
                 found.append(block)
         return found
 
@@ -523,7 +524,7 @@ def _runs(tokens, foreign: bool) -> Iterator[Run]:
                 yield Run(f"${token.content}$", **style)
             else:
                 yield Run(token.content, math=True)
-        elif token.type in ("softbreak", "hardbreak") or (token.type == "html_inline" and re.match(r"<br\b", token.content, re.IGNORECASE)):
+        elif token.type in ("softbreak", "hardbreak") or re.match(r"<br\b", token.content, re.IGNORECASE):
             yield Run(" ", **style)
 
 

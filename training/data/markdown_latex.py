@@ -8,19 +8,21 @@ The source says what the parts of a page are, the page's text layer says what st
 4. `Aligned.blocks`: the outline's parts on a page, in the page's own characters, so that numbers of sections,
    references, citations and whatever macros print are as printed. Formulas and verbatim text come from the source.
 
-The subset of LaTeX: sectioning, ``\\title`` and ``\\author``, paragraphs, ``itemize``, ``enumerate``, ``description``,
-``quote``, ``tabular`` without spanning cells, ``verbatim`` and its kin, captions, ``$…$`` and displayed mathematics,
-macros by ``\\newcommand`` and ``\\def`` with plain arguments. Other environments count as their content, other macros as
-the groups behind them, pictures as nothing: where a page shows something else its words do not agree, and it is refused.
+The subset of LaTeX: sectioning, ``\\title`` and ``\\author``, paragraphs, ``itemize``, ``enumerate``,
+``description``, ``quote``, ``tabular`` without spanning cells, ``verbatim`` and its kin, captions, ``$…$`` and
+displayed mathematics, macros by ``\\newcommand`` and ``\\def`` with plain arguments. Other environments count as
+their content, other macros as the groups behind them, pictures as nothing: where a page shows something else its words
+do not agree, and it is refused.
 
-How a page is written: ``\\title``, ``\\part`` and ``\\chapter`` are ``#``, ``\\section`` is ``##`` and so on, with their
-printed numbers; an item of a description begins with its term as printed; an item whose label is no plain number is
-``- `` and the label; a displayed formula has ``\\tag{…}`` with its printed number; captions are paragraphs; running
-heads and page numbers are not written. A paragraph or list divided by a page break is written as far as it stands there.
+How a page is written: ``\\title``, ``\\part`` and ``\\chapter`` are ``#``, ``\\section`` is ``##`` and so on, with
+their printed numbers; an item of a description begins with its term as printed; an item whose label is no plain number
+is ``- `` and the label; a displayed formula has ``\\tag{…}`` with its printed number; captions, and short lines that a
+class prints by itself (a date, "Abstract"), are paragraphs; running heads and page numbers are not written. A
+paragraph or list divided by a page break is written as far as it stands there.
 
 A page is kept when of its words, running heads and formulas aside, and of those that the source has for it, at least
-`LEAST_AGREEMENT` agree, and when nothing on it is beyond the dialect (footnotes, spanning cells, several numbers at one
-formula). Every number is ours.
+`LEAST_AGREEMENT` agree, and when nothing on it is beyond the dialect (footnotes, spanning cells, several numbers at
+one formula). Every number is ours.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ from __future__ import annotations
 import bisect
 import ctypes
 import gzip
+import multiprocessing
 import re
 import textwrap
+import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,7 +47,10 @@ import pypdfium2.raw as pdfium_c
 
 from . import markdown
 from .markdown import Block, Formula, Heading, Items, Paragraph, Quote, Run, Runs, Table
-from .pdf import SOFT_HYPHENS
+from .pdf import PAGE_LICENSE, SOFT_HYPHENS, Report
+from .refusals import Refusals
+from .schema import make_row, write_shards
+from .sources import fetch_deb
 from .text import normalize_character, normalize_text
 
 LEAST_AGREEMENT = 0.95
@@ -131,14 +138,69 @@ Part = Flow | Verbatim | Display | Listing | Grid | Quotation | Bad
 
 SECTIONS = {"part": 1, "chapter": 1, "section": 2, "subsection": 3, "subsubsection": 4}
 RUN_IN = frozenset(("paragraph", "subparagraph"))
-MATH = frozenset(["equation", "align", "gather", "multline", "eqnarray", "displaymath", "math", "flalign", "alignat", "dmath"])
+MATH = frozenset(
+    (
+        "equation",
+        "align",
+        "gather",
+        "multline",
+        "eqnarray",
+        "displaymath",
+        "math",
+        "flalign",
+        "alignat",
+        "dmath",
+    )
+)
 SKIPPED = frozenset(
-    ["tikzpicture", "picture", "pspicture", "comment", "tikzcd", "forest", "asy", "filecontents", "thebibliography", "pgfpicture", "circuitikz", "psgraph", "overpic", "feynmandiagram", "CD", "xy", "animateinline"]
+    (
+        "tikzpicture",
+        "picture",
+        "pspicture",
+        "comment",
+        "tikzcd",
+        "forest",
+        "asy",
+        "filecontents",
+        "thebibliography",
+        "pgfpicture",
+        "circuitikz",
+        "psgraph",
+        "overpic",
+        "feynmandiagram",
+        "CD",
+        "xy",
+        "animateinline",
+    )
 )
 VERBATIM = "verbatim Verbatim lstlisting minted alltt BVerbatim LVerbatim SaveVerbatim listing code verbatimtab"
 TABULAR = frozenset(["tabular", "tabularx", "tabulary", "longtable", "array", "supertabular"])
 HOLES = frozenset(
-    ["ref", "eqref", "pageref", "autoref", "cref", "Cref", "vref", "nameref", "cite", "citep", "citet", "citealp", "citeauthor", "citeyear", "parencite", "textcite", "autocite", "footcite", "today", "the", "thepage", "arabic", "roman"]
+    (
+        "ref",
+        "eqref",
+        "pageref",
+        "autoref",
+        "cref",
+        "Cref",
+        "vref",
+        "nameref",
+        "cite",
+        "citep",
+        "citet",
+        "citealp",
+        "citeauthor",
+        "citeyear",
+        "parencite",
+        "textcite",
+        "autocite",
+        "footcite",
+        "today",
+        "the",
+        "thepage",
+        "arabic",
+        "roman",
+    )
 )
 INVISIBLE = {  # macros with arguments that print nothing -> their arguments, as pylatexenc writes them
     "label": "{", "index": "{", "vspace": "*{", "hspace": "*{", "vskip": "", "input": "{", "include": "{",
@@ -173,7 +235,8 @@ class _Lines:
         names = "|".join(VERBATIM.split())
         pattern = re.compile(
             rf"\\begin\{{({names})(\*?)\}}(.*?)\\end\{{\1\2\}}"
-            r"|\\(?:verb|lstinline)(?![A-Za-z])\*?(?:\[[^\]]*\])?([^\sA-Za-z*{])(.*?)\4|(?<!\\)((?:\\\\)*)%[^\n]*(?:\n[ \t]*)?",
+            r"|\\(?:verb|lstinline)(?![A-Za-z])\*?(?:\[[^\]]*\])?([^\sA-Za-z*{])(.*?)\4"
+            r"|(?<!\\)((?:\\\\)*)%[^\n]*(?:\n[ \t]*)?",
             re.DOTALL,
         )
         return pattern.sub(self._one, source)
@@ -244,6 +307,28 @@ def read_source(latex: str) -> Source:
         raise ValueError("source: nested too deeply") from None
 
 
+@lru_cache(maxsize=1)
+def _bounded_walker():
+    """pylatexenc's walker with an end to its patience. Where environments do not close it reads on and goes back, in
+    time exponential in their depth."""
+    from pylatexenc.latexwalker import LatexWalker
+
+    class BoundedWalker(LatexWalker):
+        tokens = 0
+
+        def get_token(self, *args, **kwargs):
+            self.tokens += 1
+            if self.tokens > 6 * len(self.s) + 1000:  # a document that is well-formed takes one a character at most
+                raise _Endless("source: LaTeX that cannot be parsed")
+            return super().get_token(*args, **kwargs)
+
+    return BoundedWalker
+
+
+class _Endless(ValueError):
+    """Parsing would take for ever."""
+
+
 class _Outline:
     """Walks the nodes of pylatexenc, gathering parts and words."""
 
@@ -278,10 +363,11 @@ class _Outline:
         return Source(self.stack[0], self.words)
 
     def nodes(self, latex: str) -> list:
-        from pylatexenc.latexwalker import LatexWalker, LatexWalkerError
+        from pylatexenc.latexwalker import LatexWalkerError
 
         try:
-            return LatexWalker(latex, latex_context=self.context, tolerant_parsing=True).get_latex_nodes()[0]
+            walker = _bounded_walker()(latex, latex_context=self.context, tolerant_parsing=True)
+            return walker.get_latex_nodes()[0]
         except (LatexWalkerError, IndexError, AttributeError, TypeError, AssertionError):
             # pylatexenc is tolerant, not infallible.
             raise ValueError("source: LaTeX that cannot be parsed") from None
@@ -541,7 +627,7 @@ class _Outline:
         self.expansions += 1
         if self.expansions > 20_000:
             raise ValueError("source: too many macros")
-        count, default, body = self.macros[name]
+        _, default, body = self.macros[name]
         if len(body) > 2000 or f"\\{name}" in body:
             return
         texts = []
@@ -693,9 +779,10 @@ class Aligned:
         self.match = np.full(len(source.words), -1, dtype=np.int64)
         for index, (here, there) in enumerate(pairs):
             for near in (index - 1, index + 1):
-                if 0 <= near < len(pairs):
-                    if abs(pairs[near][0] - here) <= 4 and abs(pairs[near][1] - there) <= 6:
-                        self.match[here] = there
+                if not 0 <= near < len(pairs):
+                    continue
+                if abs(pairs[near][0] - here) <= 4 and abs(pairs[near][1] - there) <= 6:
+                    self.match[here] = there
         self.page_of = np.full(len(source.words), -1, dtype=np.int64)
         matched = self.match >= 0
         self.page_of[matched] = np.searchsorted(self.offsets, self.match[matched], side="right") - 1
@@ -823,11 +910,10 @@ class _PageReader:
         runs, start = self.runs(flow.atoms)
         if not runs:
             return
-        if flow.label and start is not None and (prefix := self.before(start)):
-            if (_NUMBER if flow.label == "number" else _CAPTION).match(prefix):
-                self.use_line(start)
-                look = Run(prefix + " ", **self.style(self.page.looks[start]))
-                runs = markdown.make_runs((look, *runs))
+        prefix = self.before(start) if flow.label and start is not None else ""
+        if prefix and (_NUMBER if flow.label == "number" else _CAPTION).match(prefix):
+            self.use_line(start)
+            runs = markdown.make_runs((Run(prefix + " ", **self.style(self.page.looks[start])), *runs))
         if flow.level:
             yield Heading(flow.level, markdown.make_runs(replace(run, bold=False) for run in runs))
         else:
@@ -1018,7 +1104,7 @@ class _PageReader:
         columns = max(len(row) for row in rows)
         if columns < 2:
             raise Refused("page: a table of one column")
-        filled = [tuple((*row, *[()] * (columns - len(row)))) for row in rows]
+        filled = [(*row, *[()] * (columns - len(row))) for row in rows]
         header = tuple(markdown.make_runs(replace(run, bold=False) for run in cell) for cell in filled[0])
         yield Table(header, tuple(filled[1:]))
 
@@ -1118,7 +1204,6 @@ class PdfPage:
     agreement: float
     x_height: float  # px
     text: str  # of the text layer
-    words: list[dict] = field(default_factory=list)
 
 
 def pages_of_document(
@@ -1197,11 +1282,111 @@ def render(page: pdfium.PdfPage, size: int) -> tuple[np.ndarray, float]:
     return np.ascontiguousarray(pixels[:size, :size]), scale
 
 
-@lru_cache(maxsize=1)
-def has_pylatexenc() -> bool:
-    """Whether the parser is installed."""
-    try:
-        import pylatexenc  # noqa: F401
-    except ModuleNotFoundError:
-        return False
-    return True
+def _work(task: tuple[str, str, str, str, int, int, str]) -> tuple[list[dict], Report]:
+    """Rows of one document: (package, tree, pdf, tex, size, most pages, split)."""
+    package, tree, pdf, tex, size, most_pages, split = task
+    begin = time.perf_counter()
+    report = Report(documents=1)
+    rows = []
+    for page in pages_of_document(Path(tree) / pdf, Path(tree) / tex, size, most_pages, report.refusals):
+        if _unwanted(markdown.visible_text(page.blocks)):
+            report.refusals["page: shares text with held-out documents"] += 1
+            continue
+        rows.append(
+            make_row(
+                page.pixels,
+                markdown.write(page.blocks),
+                task="markdown",
+                kind="document",
+                x_height=page.x_height,
+                source=f"{package}/{pdf}#{page.number + 1}",
+                license=PAGE_LICENSE,
+                split=split,
+            )
+        )
+    report.rows = report.pages_used = len(rows)
+    report.pages = len(rows) + sum(count for reason, count in report.refusals.items() if reason.startswith("page:"))
+    report.page_seconds = time.perf_counter() - begin
+    return rows, report
+
+
+_unwanted: Callable[[str], bool] = lambda text: False  # noqa: E731 (set in each worker)
+
+
+def _start_worker(unwanted: Callable[[str], bool]) -> None:
+    global _unwanted
+    _unwanted = unwanted
+
+
+def build_latex_pages(
+    packages: Sequence[str],
+    out: str | Path,
+    *,
+    count: int | None = None,
+    size: int = 896,
+    seed: int = 0,
+    split: str = "train",
+    workers: int = 1,
+    pages_per_pdf: int = 12,
+    unwanted: Callable[[str], bool] = lambda text: False,
+    progress: bool = True,
+) -> Report:
+    """Build a data set of real pages with Markdown from Debian packages of TeX documentation.
+
+    Args:
+        packages: names of Debian packages.
+        out: folder for the shards and ``report.json``.
+        count: rows at most; None for all.
+        size: longer side of a page image in pixels.
+        seed: of the order of documents; the same seed gives the same rows, whatever ``workers`` is.
+        split: ``train`` or ``validation``; see `heldout.refuse_validation_packages`.
+        workers: processes.
+        pages_per_pdf: at most so many pages of a document.
+        unwanted: pages to leave out, by their visible text.
+        progress: show a bar.
+
+    Raises:
+        ModuleNotFoundError: pylatexenc is not installed.
+        TooManyRefused: over a twentieth of the documents, of 200 or more, cannot be opened.
+    """
+    import pylatexenc  # noqa: F401 (complain now, not in a worker)
+    from tqdm import tqdm
+
+    begin = time.perf_counter()
+    tasks = [
+        (package, str(tree), str(pdf.relative_to(tree)), str(tex.relative_to(tree)), size, pages_per_pdf, split)
+        for package in packages
+        for tree in [fetch_deb(package)]
+        for pdf, tex in find_pairs(tree)
+    ]
+    tasks = [tasks[index] for index in np.random.default_rng(seed).permutation(len(tasks))]
+    report, damaged = Report(), Refusals()
+
+    def collect(results) -> Iterator[dict]:
+        for task, (rows, part) in zip(tasks, results, strict=True):
+            found = part.refusals["document: cannot be opened"]
+            damaged.add(task[0], "document: cannot be opened", task[2]) if found else damaged.accept(task[0])
+            report.documents += 1
+            report.pages += part.pages
+            report.page_seconds += part.page_seconds
+            report.refusals.update(+part.refusals)
+            rows = rows if count is None else rows[: count - report.rows]
+            report.rows += len(rows)
+            report.pages_used += len(rows)
+            bar.update()
+            bar.set_postfix(rows=report.rows, refresh=False)
+            yield from rows
+            if count is not None and report.rows >= count:
+                return
+
+    with tqdm(total=len(tasks), unit="document", disable=not progress) as bar:
+        if workers <= 1:
+            _start_worker(unwanted)
+            write_shards(collect(map(_work, tasks)), out)
+        else:
+            with multiprocessing.get_context("fork").Pool(workers, _start_worker, (unwanted,)) as pool:
+                write_shards(collect(pool.imap(_work, tasks, chunksize=1)), out)
+    report.seconds = time.perf_counter() - begin
+    settings = {"packages": list(packages), "seed": seed, "size": size, "split": split, "pages_per_pdf": pages_per_pdf}
+    report.save(Path(out), **settings, least_agreement=LEAST_AGREEMENT, damaged=damaged.as_dict())
+    return report

@@ -28,6 +28,7 @@ from . import markdown
 from .heldout import fingerprints, heldout, is_heldout_markdown
 from .markdown_typeset import Family, Page, draw, draw_style, find_families, lay_out, paginate
 from .pdf import Report
+from .refusals import Refusals
 from .schema import make_row, write_shards
 from .sources import NPM_NAME, fetch_npm
 from .text import words
@@ -38,8 +39,12 @@ MOST_BYTES = 1_000_000  # of a file; larger ones are data
 TASKS_A_ROUND = 64
 # Licences that let a copy be shown with its name; of alternatives one must be among them.
 PERMISSIVE = frozenset(
-    ["MIT", "MIT-0", "ISC", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "Apache-2.0", "CC0-1.0", "Unlicense", "BlueOak-1.0.0", "Zlib", "WTFPL"]
-)
+    (
+        "MIT", "MIT-0", "ISC", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "Apache-2.0", "CC0-1.0", "Unlicense",
+        "BlueOak-1.0.0", "Zlib", "WTFPL",
+    )
+)  # fmt: skip
+DAMAGED = ("file: cannot be read", "file: not UTF-8", "file: not text", "file: over a megabyte")
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def find_documents(
         split: for ``train`` a held-out package is refused, for ``validation`` any other npm package.
         license: of folders and files; npm packages state their own in ``package.json``.
         any_license: keep npm packages under other than permissive licences too.
-        skipped: called with the reason for each package that is left out.
+        skipped: called with one line for each package that is left out, with the reason.
 
     Raises:
         ValueError: a source does not exist or is not of the split, or there is no file in any.
@@ -91,7 +96,7 @@ def find_documents(
             tree = fetch_npm(name)
             stated = npm_license(tree)
             if not (any_license or is_permissive(stated)):
-                skipped("package: licence not permissive")
+                skipped(f"{name}: left out, its licence ({stated}) is not permissive")
                 continue
             found.extend(_documents_below(tree, f"npm/{name}", stated, name))
         elif Path(source).is_dir():
@@ -197,11 +202,18 @@ class _Unwanted:
     marks: frozenset[int]
     also: Callable[[str], bool] | None
 
+    __hash__ = object.__hash__  # of what is cached by filter; that of many thousand marks takes its time
+
     def __call__(self, text: str) -> bool:
         return any(mark in self.marks for mark in fingerprints(text)) or (self.also is not None and self.also(text))
 
 
 # ------------------------------------------------------------------------------------------------------------ rows
+
+
+@lru_cache(maxsize=512)
+def _wanted_blocks(path: str, unwanted: Callable[[str], bool]) -> tuple[markdown.Block, ...]:
+    return tuple(block for block in read_document(path)[0] if not unwanted(markdown.visible_text([block])))
 
 
 @dataclass(frozen=True)
@@ -241,8 +253,9 @@ def make_plan(
     )
 
 
-def rows_of_task(plan: Plan, task: int) -> tuple[list[dict], Report]:
-    """Rows of one task: up to `PAGES_PER_TASK` pages in a row of one document in one style, and what was refused."""
+def rows_of_task(plan: Plan, task: int) -> tuple[list[dict], Report, str]:
+    """Rows of one task, up to `PAGES_PER_TASK` consecutive pages of one document in one style; what was refused; the
+    document's name."""
     begin = time.perf_counter()
     report = Report(documents=1)
     rng = np.random.default_rng([plan.seed, task])
@@ -253,9 +266,9 @@ def rows_of_task(plan: Plan, task: int) -> tuple[list[dict], Report]:
         blocks, left_out = read_document(document.path)
     except ValueError as reason:
         report.refusals[str(reason)] += 1
-        return rows, report
+        return rows, report, document.name
     report.refusals.update(left_out)
-    kept = [block for block in blocks if not plan.unwanted(markdown.visible_text([block]))]
+    kept = _wanted_blocks(document.path, plan.unwanted)
     report.refusals["block: shares text with held-out documents"] += len(blocks) - len(kept)
     style = draw_style(rng, plan.families, plan.size)
     strips = lay_out(kept, style, lambda reason: report.refusals.update([reason]))
@@ -271,7 +284,7 @@ def rows_of_task(plan: Plan, task: int) -> tuple[list[dict], Report]:
     report.pages_used = report.rows = len(rows)
     report.refusals = +report.refusals
     report.page_seconds = time.perf_counter() - begin
-    return rows, report
+    return rows, report, document.name
 
 
 def _row_of_page(plan: Plan, page: Page, source: str, license: str, rng: np.random.Generator) -> dict | str:
@@ -308,7 +321,7 @@ def _start_worker(plan: Plan) -> None:
     _plan = plan
 
 
-def _work(task: int) -> tuple[list[dict], Report]:
+def _work(task: int) -> tuple[list[dict], Report, str]:
     return rows_of_task(_plan, task)
 
 
@@ -341,32 +354,35 @@ def build_pages(
 
     Raises:
         ValueError: a negative count, fonts or a size that will not do, or no page comes of the documents.
+        TooManyRefused: over a twentieth of the files, of 200 or more that were drawn, are damaged.
     """
     if count < 0:
         raise ValueError(f"count must not be negative, is {count}")
     begin = time.perf_counter()
     plan = make_plan(documents, fonts, size, seed, split, unwanted)
     draw_style(np.random.default_rng(0), plan.families, size)  # complain before a worker does
-    report = Report()
-    report.rows = write_shards(_rows(plan, count, workers, report, progress), out)
+    report, damaged = Report(), Refusals()
+    report.rows = write_shards(_rows(plan, count, workers, report, damaged, progress), out)
     report.seconds = time.perf_counter() - begin
     report.save(
         Path(out), seed=seed, size=size, split=split, files=len(documents), packages=len(plan.documents),
-        families=len(plan.families),
+        families=len(plan.families), damaged=damaged.as_dict(),
     )  # fmt: skip
     return report
 
 
-def _rows(plan: Plan, count: int, workers: int, report: Report, progress: bool) -> Iterator[dict]:
+def _rows(plan: Plan, count: int, workers: int, report: Report, damaged: Refusals, progress: bool) -> Iterator[dict]:
     from tqdm import tqdm
 
     with tqdm(total=count, unit="page", disable=not progress) as bar:
-        for rows, part in _results(plan, count, workers):
+        for rows, part, part_name in _results(plan, count, workers):
             report.pages += part.pages
             report.pages_used += part.pages_used
             report.documents += part.documents
             report.page_seconds += part.page_seconds
             report.refusals.update(part.refusals)
+            reason = next((reason for reason in DAMAGED if part.refusals[reason]), None)
+            damaged.add("Markdown files", reason, part_name) if reason else damaged.accept("Markdown files")
             rows = rows[: count - report.rows]
             report.rows += len(rows)
             bar.update(len(rows))
@@ -375,7 +391,7 @@ def _rows(plan: Plan, count: int, workers: int, report: Report, progress: bool) 
                 return
 
 
-def _results(plan: Plan, count: int, workers: int) -> Iterator[tuple[list[dict], Report]]:
+def _results(plan: Plan, count: int, workers: int) -> Iterator[tuple[list[dict], Report, str]]:
     """Results of tasks 0, 1, 2 … in order, for as long as rows come."""
     if count == 0:
         return
@@ -386,14 +402,14 @@ def _results(plan: Plan, count: int, workers: int) -> Iterator[tuple[list[dict],
             yield from _rounds(plan, lambda tasks: pool.imap(_work, tasks, chunksize=2))
 
 
-def _rounds(plan: Plan, results) -> Iterator[tuple[list[dict], Report]]:
+def _rounds(plan: Plan, results) -> Iterator[tuple[list[dict], Report, str]]:
     start, fruitless = 0, 0
     # Every document has had its chance several times over before this gives up.
     patience = max(TASKS_A_ROUND, 4 * sum(map(len, plan.documents)))
     while True:
-        for rows, part in results(range(start, start + TASKS_A_ROUND)):
+        for rows, part, name in results(range(start, start + TASKS_A_ROUND)):
             fruitless = 0 if rows else fruitless + 1
-            yield rows, part
+            yield rows, part, name
             if fruitless >= patience:
                 raise ValueError(
                     f"{fruitless} attempts in a row gave no page; the last was refused for: {dict(part.refusals)}"

@@ -72,7 +72,6 @@ def find_families(fonts: dict[str, list[str]]) -> list[Family]:
     for name in sorted(fonts):
         styles: dict[tuple[bool, bool], str] = {}
         distance: dict[tuple[bool, bool], int] = {}
-        fixed = False
         for path in sorted(fonts[name]):
             face = _typeface(path)
             if face is None or face.fontStyle().width() != skia.FontStyle.kNormal_Width:
@@ -82,8 +81,11 @@ def find_families(fonts: dict[str, list[str]]) -> list[Family]:
             far = abs(style.weight() - (700 if key[0] else 400))
             if far <= 100 and far < distance.get(key, 101):
                 styles[key], distance[key] = path, far
-                fixed = fixed or face.isFixedPitch() or "Mono" in name
         if (False, False) in styles:
+            # The flag of the file is not to be trusted: Courier Prime has it not.
+            upright = skia.Font(_typeface(styles[False, False]), 100.0)
+            narrow, wide = upright.measureText("i"), upright.measureText("W")
+            fixed = abs(narrow - wide) < 1.0
             found.append(
                 Family(
                     name,
