@@ -16,6 +16,7 @@ formula                ``$…$`` in a line and in LaTeX, ``$$…$$`` on a line o
                        from ``<div class="equation" data-raw-text="…">``
 list                   ``- `` or ``1. `` with the numbers as shown; what belongs to an item is indented by the
                        marker's width; no empty line between items, one between the further blocks of an item
+                       but before a list of bullets or from 1
 table                  ``| a | b |``, separator ``| --- | --- |``: alignment is a matter of typesetting; ``|`` in a
                        cell is ``\\|``
 code block             a fence of three backticks or more without its language; tabs are 4 spaces, no space at a
@@ -311,7 +312,9 @@ def _lines(block: Block) -> list[str]:
                 marker = f"{number}. " if ordered else "- "
                 body: list[str] = []
                 for before, part in zip((None, *item), item, strict=False):
-                    if before is not None and not (isinstance(before, Paragraph) and isinstance(part, Items)):
+                    # A list of numbers above 1 cannot follow a paragraph without an empty line.
+                    follows = isinstance(part, Items) and isinstance(before, Paragraph) and part.start <= 1
+                    if before is not None and not follows:
                         body.append("")
                     body.extend(_lines(part))
                 lines.append(marker + body[0])

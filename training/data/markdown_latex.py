@@ -21,8 +21,8 @@ class prints by itself (a date, "Abstract"), are paragraphs; running heads and p
 paragraph or list divided by a page break is written as far as it stands there.
 
 A page is kept when of its words, running heads and formulas aside, and of those that the source has for it, at least
-`LEAST_AGREEMENT` agree, and when nothing on it is beyond the dialect (footnotes, spanning cells, several numbers at
-one formula). Every number is ours.
+`LEAST_AGREEMENT` agree, when the target's characters are to at least `LEAST_LIKENESS` the page's, and when nothing on
+it is beyond the dialect (footnotes, spanning cells, several numbers at one formula). Every number is ours.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +47,15 @@ import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
 from . import markdown
-from .markdown import Block, Formula, Heading, Items, Paragraph, Quote, Run, Runs, Table
-from .pdf import PAGE_LICENSE, SOFT_HYPHENS, Report
+from .markdown import Block, Code, Formula, Heading, Items, Paragraph, Quote, Run, Runs, Table
+from .pdf import PAGE_LICENSE, SOFT_HYPHENS, X_HEIGHT_LETTERS, Report
 from .refusals import Refusals
 from .schema import make_row, write_shards
 from .sources import fetch_deb
 from .text import normalize_character, normalize_text
 
 LEAST_AGREEMENT = 0.95
+LEAST_LIKENESS = 0.94
 LEAST_WORDS = 40  # of a page's target
 MOST_WORDS = 30_000  # of a document: the alignment takes memory with the square
 MOST_PRINTED = 12  # words between two parts that the source has not
@@ -202,6 +204,9 @@ HOLES = frozenset(
         "roman",
     )
 )
+DRAWINGS = frozenset(("Tree", "qtree", "xymatrix", "xy", "chemfig", "tikz", "psframe", "diagram", "jtree"))
+# Formulas that are one character of the text layer.
+SIGNS = frozenset((r"\backslash", r"\{", r"\}", "<", ">", "|", "-", "*", r"\langle", r"\rangle", r"\bullet", r"\cdot"))
 INVISIBLE = {  # macros with arguments that print nothing -> their arguments, as pylatexenc writes them
     "label": "{", "index": "{", "vspace": "*{", "hspace": "*{", "vskip": "", "input": "{", "include": "{",
     "bibliography": "{", "bibliographystyle": "{", "usepackage": "[{", "setlength": "{{", "addtolength": "{{",
@@ -210,8 +215,9 @@ INVISIBLE = {  # macros with arguments that print nothing -> their arguments, as
     "markboth": "{{", "markright": "{", "hypertarget": "{", "phantomsection": "", "addcontentsline": "{{{",
     "newcommand": "*{[[{", "renewcommand": "*{[[{", "providecommand": "*{[[{", "newenvironment": "*{[[{{",
     "renewenvironment": "*{[[{{", "newtheorem": "*{[{[", "newlength": "{", "newcounter": "{[", "fontsize": "{{",
-    "selectlanguage": "{", "enlargethispage": "*{", "linespread": "{", "rule": "[{{", "cmidrule": "[{", "bibitem": "[{",
-    "graphicspath": "{", "tikzset": "{", "pgfplotsset": "{", "DeclareMathOperator": "*{{", "geometry": "{",
+    "selectlanguage": "{", "enlargethispage": "*{", "linespread": "{", "rule": "[{{", "cmidrule": "[{",
+    "bibitem": "[{",
+       "graphicspath": "{", "tikzset": "{", "pgfplotsset": "{", "DeclareMathOperator": "*{{", "geometry": "{",
     "marginpar": "[{", "sisetup": "{", "phantom": "{", "hphantom": "{", "vphantom": "{", "pgfkeys": "{",
 }  # fmt: skip
 FIRST_ARGUMENT_HIDDEN = {"href": "{{", "textcolor": "[{{", "hyperref": "[{", "hyperlink": "{{", "colorbox": "{{",
@@ -337,7 +343,19 @@ class _Outline:
         from pylatexenc.macrospec import MacroSpec
 
         # What the outline gives a meaning to is not to be expanded.
-        kept = {*SECTIONS, *RUN_IN, *INVISIBLE, *HOLES, "item", "title", "author", "maketitle", "footnote", "caption"}
+        kept = {
+            *SECTIONS,
+            *RUN_IN,
+            *INVISIBLE,
+            *HOLES,
+            *DRAWINGS,
+            "item",
+            "title",
+            "author",
+            "maketitle",
+            "footnote",
+            "caption",
+        }
         self.macros = {name: value for name, value in macros.items() if name not in kept}
         self.verbatim = verbatim
         self.words: list[str] = []
@@ -450,8 +468,10 @@ class _Outline:
         if node.displaytype == "display":
             self.add(Display(latex, len(self.words), False))
             return
-        left = getattr(before, "chars", "")
-        right = getattr(after, "chars", "")
+        if latex in SIGNS:
+            return  # a character that the text layer has
+        left = " " if before is None else getattr(before, "chars", before.latex_verbatim()[-1:])
+        right = " " if after is None else getattr(after, "chars", "")
         self.atoms().append(
             Math(
                 latex,
@@ -523,6 +543,8 @@ class _Outline:
             self.listing(node, name)
         elif name in TABULAR:
             self.table(node)
+        elif any(getattr(child, "macroname", None) == "item" for child in node.nodelist or []):
+            self.listing(node, "description")
         elif name in ("quote", "quotation", "verse"):
             parts = self.children(node.nodelist)
             if parts:
@@ -599,6 +621,8 @@ class _Outline:
             self.lines(self.verbatim[int(arguments[0].nodelist[0].chars)])
         elif name == "par":
             self.end_flow()
+        elif name in DRAWINGS:
+            self.atoms().append(Bad("page: a drawing in the text", len(self.words)))
         elif name in HOLES:
             self.atoms().append(Hole(len(self.words)))
         elif name in INVISIBLE:
@@ -726,7 +750,7 @@ def read_page(page: pdfium.PdfPage) -> PageText:
             known[name] = look
         nameless += not name
         character = chr(code)
-        if character == "x":
+        if character in X_HEIGHT_LETTERS and len(heights) < 400:
             pdfium_c.FPDFText_GetCharBox(raw, index, *pointers)
             heights.append(edges[3].value - edges[2].value)
         if code < 32 or 0xE000 <= code <= 0xF8FF or code >= 0xF0000:
@@ -738,7 +762,8 @@ def read_page(page: pdfium.PdfPage) -> PageText:
     if nameless > 0.1 * max(len(text), 1):
         raise ValueError("page: fonts without names")
     whole = "".join(text)
-    found = list(_WORD.finditer(whole))
+    numbers = _page_numbers(whole)
+    found = [match for match in _WORD.finditer(whole) if match.start() not in numbers]
     return PageText(
         whole,
         looks,
@@ -746,6 +771,15 @@ def read_page(page: pdfium.PdfPage) -> PageText:
         [match.span() for match in found],
         float(np.median(heights)) if heights else 0.0,
     )
+
+
+def _page_numbers(text: str) -> set[int]:
+    """Where the first and the last line of a page begin with nothing but its number on them."""
+    found = set()
+    for match in (re.match(r"\s*(\w+)\s*\n", text), re.search(r"\n\W*(\w+)\W*$", text)):
+        if match and re.fullmatch(r"\d{1,4}|[ivxlc]{1,7}", match[1]):
+            found.add(match.start(1))
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------- alignment
@@ -804,6 +838,8 @@ class Aligned:
         share = reader.agreement(len(mine))
         if share < LEAST_AGREEMENT:
             raise Refused("page: source and page disagree")
+        if reader.likeness(blocks) < LEAST_LIKENESS:
+            raise Refused("page: target and page disagree")
         return blocks, share
 
 
@@ -1110,17 +1146,42 @@ class _PageReader:
 
     # -- judgement
 
+    def likeness(self, blocks: Sequence[Block]) -> float:
+        """Likeness of all characters of the target to those of the page from its first word in use to its last:
+        spaces and markup aside, of formulas the letters and digits that are not commands."""
+        from rapidfuzz.distance import Indel
+
+        used = np.flatnonzero(self.used)
+        start, end = self.page.spans[used[0]][0], self.page.spans[used[-1]][1]
+        while start > 0 and not self.page.text[start - 1].isspace():
+            start -= 1
+        while end < len(self.page.text) and not self.page.text[end].isspace():
+            end += 1
+        printed = re.sub(r"\s+", "", self.page.text[start:end])
+        return Indel.normalized_similarity(_characters(blocks), printed)
+
     def check_text_layer(self) -> None:
-        """Refuse a page with words like "deVnes": ligatures of a font without a table of characters.
+        """Refuse a page with words like "deVnes" or "prexes": ligatures of a font without a table of characters.
 
         Raises:
-            Refused: there is such a word among those used, and the source has it not.
+            Refused: there is such a word among those used, or one nearly as the source spells it in that place.
         """
+        from rapidfuzz.distance import Indel
+
         known = self.aligned.vocabulary
         for index in np.flatnonzero(self.used):
             start, end = self.page.spans[index]
             if re.search("[a-z][A-Z]", self.page.text[start:end]) and self.page.words[index] not in known:
                 raise Refused("page: text layer")
+        matched = [word for word in range(self.first, self.last + 1) if self.here(word) >= 0]
+        for before, after in pairwise(matched):
+            spelled = self.aligned.source.words[before + 1 : after]
+            printed = self.page.words[self.here(before) + 1 : self.here(after)]
+            if len(spelled) * len(printed) > 100:
+                continue
+            for one in spelled:
+                if any(word not in known and Indel.normalized_similarity(one, word) > 0.6 for word in printed):
+                    raise Refused("page: text layer")
 
     def agreement(self, matched: int) -> float:
         """Words that agree, as a share of those on the page or in the source for it."""
@@ -1142,6 +1203,35 @@ class _PageReader:
         missing = (self.last - self.first + 1) - matched
         agreed = int(self.used.sum())
         return agreed / (agreed + int(extra.sum()) + missing)
+
+
+def _characters(blocks: Iterable[Block]) -> str:
+    def of_runs(runs: Runs) -> str:
+        return "".join(_of_formula(run.text) if run.math else run.text for run in runs)
+
+    found = []
+    for block in blocks:
+        match block:
+            case Heading(_, runs) | Paragraph(runs):
+                found.append(of_runs(runs))
+            case Formula(latex):
+                found.append(_of_formula(latex))
+            case Code(lines):
+                found.extend(lines)
+            case Quote(inner):
+                found.append(_characters(inner))
+            case Items(ordered, start, items):
+                for number, item in enumerate(items, start):
+                    found.append((f"{number}." if ordered else "\u2022") + _characters(item))
+            case Table(header, rows):
+                found.extend(of_runs(cell) for row in (header, *rows) for cell in row)
+    return re.sub(r"\s+", "", "".join(found))
+
+
+def _of_formula(latex: str) -> str:
+    """The characters of a formula that print as they are."""
+    latex = re.sub(r"\\(?:begin|end)\s*\{\w+\}|\\tag", "", latex)
+    return re.sub(r"\\[A-Za-z]+|[\\{}^_&\s]", "", latex)
 
 
 # ------------------------------------------------------------------------------------------------- documents to rows
@@ -1275,7 +1365,7 @@ def render(page: pdfium.PdfPage, size: int) -> tuple[np.ndarray, float]:
     margin = 8.0  # points
     left, right = max(0.0, columns[0] * 2 - margin), min(width, columns[-1] * 2 + 2 + margin)
     top, bottom = max(0.0, rows[0] * 2 - margin), min(height, rows[-1] * 2 + 2 + margin)
-    scale = size / max(right - left, bottom - top)
+    scale = (size + 0.5) / max(right - left, bottom - top)  # pdfium rounds down
     pixels = page.render(
         scale=scale, grayscale=True, crop=(left, height - bottom, width - right, top)
     ).to_numpy().squeeze()  # fmt: skip

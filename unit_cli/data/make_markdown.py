@@ -17,8 +17,7 @@ def add_parser(commands) -> None:
         help="pages whose target is their Markdown: typeset .md files, and PDFs with their LaTeX beside them",
         description=(
             "Two data sets: markdown-made-SPLIT, pages typeset from .md files, and markdown-pdf-SPLIT, pages of real "
-            "PDFs whose Markdown comes from the LaTeX beside them. Without a SOURCE both are built, of the packages of "
-            "the split."
+            "PDFs whose Markdown comes from the LaTeX beside them. Without a SOURCE both are built."
         ),
     )
     made.add_argument(
