@@ -235,6 +235,8 @@ def test_formulas_are_set_to_their_size():
     small, wide = set_formula("x", "cm"), set_formula("x + x + x", "cm")
     assert wide.width > 3 * small.width
     assert set_formula(r"\frac{x}{y}", "cm").ascent > small.ascent
+    within, alone = set_formula(r"\frac{x}{y}", "cm"), set_formula(r"\frac{x}{y}", "cm", display=True)
+    assert alone.ascent + alone.descent > 1.2 * (within.ascent + within.descent)
     assert set_formula(r"\notacommand", "cm") is None
 
 

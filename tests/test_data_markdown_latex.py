@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import skia
 
@@ -194,6 +195,22 @@ def test_sources_that_cannot_be_read_are_refused_in_time(source, reason, tmp_pat
     found, reasons = pages(tmp_path, source, [PAGE])
     assert found == []
     assert next(iter(reasons)) in (reason, "source: nested too deeply", "page: little text of the source")
+
+
+def test_mutated_sources_are_read_or_refused():
+    rng = np.random.default_rng(0)
+    read = 0
+    for _ in range(300):
+        characters = list(SOURCE)
+        for at in rng.integers(60, len(SOURCE), size=3):
+            length = int(rng.integers(1, 12))
+            characters[at : at + length] = rng.choice(list("\\{}[]$&%#\n a"), size=int(rng.integers(0, 4))).tolist()
+        try:
+            markdown_latex.read_source("".join(characters))
+            read += 1
+        except ValueError as reason:
+            assert str(reason).startswith("source: ")
+    assert read > 100
 
 
 def test_damaged_files_are_skipped_with_a_reason(tmp_path):

@@ -311,6 +311,8 @@ def read_source(latex: str) -> Source:
         return _Outline(lines.texts, _user_macros(latex)).read(preamble, body)
     except RecursionError:
         raise ValueError("source: nested too deeply") from None
+    except (AttributeError, IndexError, TypeError):  # nodes that lack the arguments they should have
+        raise ValueError("source: LaTeX that cannot be parsed") from None
 
 
 @lru_cache(maxsize=1)
@@ -593,7 +595,7 @@ class _Outline:
 
     def macro(self, node) -> None:
         name = node.macroname
-        arguments = node.nodeargd.argnlist if node.nodeargd and node.nodeargd.argnlist else []
+        arguments = node.nodeargd.argnlist if node.nodeargd and node.nodeargd.argnlist else [None]
         if name in self.macros:
             self.user_macro(name, arguments)
         elif name in SECTIONS:

@@ -169,8 +169,11 @@ def _math_parser():
 
 
 @lru_cache(maxsize=20000)
-def set_formula(latex: str, fontset: str) -> MathBox | None:
-    """Set ``latex`` with matplotlib's mathtext; None when that does not know some command in it."""
+def set_formula(latex: str, fontset: str, display: bool = False) -> MathBox | None:
+    """Set ``latex`` with matplotlib's mathtext; None when that does not know some command in it.
+
+    On a line of its own (``display``) fractions are as large as what stands beside them.
+    """
     from matplotlib.font_manager import FontProperties
 
     if "$" in latex or len(latex) > 400:
@@ -179,6 +182,8 @@ def set_formula(latex: str, fontset: str) -> MathBox | None:
     known = re.sub(r"\\(?:limits|nolimits|nonumber|displaystyle|textstyle|label\{[^}]*\})(?![A-Za-z])", "", latex)
     known = re.sub(r"\\(?:tfrac)(?![A-Za-z])", r"\\frac", known).replace(r"\lvert", "|").replace(r"\rvert", "|")
     known = re.sub(r"\\text(?:rm|normal)?(?![A-Za-z])", r"\\mathrm", known) if r"\text{" not in known else known
+    if display:
+        known = re.sub(r"\\frac(?![A-Za-z])", r"\\dfrac", known)
     try:
         parsed = _math_parser().parse(f"${known}$", 72, FontProperties(size=100, math_fontfamily=fontset))
     except (ValueError, RuntimeError, RecursionError):  # mathtext raises ValueError; FreeType RuntimeError
@@ -566,10 +571,10 @@ class _Setter:
 
     def formula(self, latex: str, width: float, key) -> Strip:
         size = self.style.size
-        box = set_formula(latex, self.style.math)
+        box = set_formula(latex, self.style.math, display=True)
         if box is None:
             raise Unfit("formula: beyond mathtext")
-        scale = min(1.05, 100 * width / (box.width * size)) * size / 100
+        scale = min(1.1, 100 * width / (box.width * size)) * size / 100
         if scale < 0.8 * size / 100:
             raise Unfit("formula: wider than the column")
         self.words += 1
