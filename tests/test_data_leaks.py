@@ -79,6 +79,8 @@ def planted():
     yield "run", row(noise(3), "see: another that validation alone\nhas in it, and more"), "shares text with a set/row"
     yield "caption", row(noise(4), held, **picture), "shares text with a set/row"
     yield "package", row(noise(5), "a", source="texlive-metapost-doc/a.pdf#3"), "from a held-out package"
+    markdown = "made-markdown/npm/express@4.0.0/History.md#1 (Lato)"
+    yield "markdown", row(noise(7), "c", source=markdown), "from a held-out package"
     font = "made-pages/letter/0#3 (Lato; Vollkorn SemiBold)"
     yield "font", row(noise(6), "b", source=font), "drawn in a held-out font (Vollkorn SemiBold)"
 

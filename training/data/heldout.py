@@ -31,7 +31,7 @@ RUN_LENGTH = 7  # words; six is where chance agreements of technical prose begin
 
 @lru_cache(maxsize=1)
 def heldout() -> dict[str, Any]:
-    """The content of ``heldout.yaml``: ``documents``, ``fonts`` and ``pictures``."""
+    """The content of ``heldout.yaml``: ``documents``, ``fonts``, ``markdown`` and ``pictures``."""
     return yaml.safe_load((Path(__file__).parent / "heldout.yaml").read_text())
 
 
@@ -43,6 +43,15 @@ def validation_packages() -> list[str]:
 def is_heldout_font(family: str) -> bool:
     """Whether a font family must not be used to make training pages."""
     return any(family.lower().startswith(name.lower()) for name in heldout()["fonts"]["families"])
+
+
+def is_heldout_markdown(package: str) -> bool:
+    """Whether the Markdown files of an npm package, of whatever version, must not be trained on."""
+    return _without_version(package) in {_without_version(name) for name in heldout()["markdown"]["packages"]}
+
+
+def _without_version(package: str) -> str:
+    return re.sub(r"(?<=.)@.*", "", package)
 
 
 def refuse_validation_packages(packages: Iterable[str]) -> None:
@@ -163,7 +172,8 @@ class LeakCheck:
         """What a training row has that it must not have, in one line that names both rows; None when all is well."""
         source, text = row["source"], row["text"]
         self.counts["training rows"] += 1
-        if source.startswith(self.packages):
+        npm = re.match(r"made-markdown/npm/(@[^/]+/[^/]+|[^/]+)/", source)
+        if source.startswith(self.packages) or (npm and is_heldout_markdown(npm[1])):
             return f"{source}: from a held-out package"
         families = _families(source)
         self.families["train"].update(families)
@@ -205,7 +215,7 @@ class LeakCheck:
 
 def _families(source: str) -> list[str]:
     """Font families that a made row names at the end of its source, ``… (One; Another)``."""
-    found = re.fullmatch(r"made-[a-z]+/.*?\((.+)\)", source)
+    found = re.fullmatch(r"made-[a-z]+/.* \((.+)\)", source)
     return [family.strip() for family in found[1].split(";")] if found else []
 
 

@@ -5,6 +5,7 @@ What the recipes name is built from packages into the cache outside the reposito
 unit data from-pdfs                      # chunks-train: 160,000 chunks of real pages, about 10 minutes on 2 cores
 unit data from-pdfs --split validation   # blocks-validation and chunks-validation, a minute or two
 unit data make-pages                     # made-train and made-small-train: 26,000 drawn chunks, about a minute
+unit data make-markdown                  # markdown-made-train and markdown-pdf-train: pages whose target is Markdown
 unit data make-blanks                    # blank-train: 6,000 strips of pictures, nothing to read on them
 unit data pictures                       # pictures-train and pictures-validation
 unit data targets                        # what the teachers of recognition say about pictures-train
@@ -23,6 +24,7 @@ from importlib import import_module
 COMMANDS = (
     "from-pdfs",
     "make-pages",
+    "make-markdown",
     "make-blanks",
     "pictures",
     "targets",
