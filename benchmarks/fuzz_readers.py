@@ -197,6 +197,86 @@ def read_pdf(path: Path) -> str:
     return f"no rows: {reasons.most_common(1)[0][0]}" if reasons else "no rows"
 
 
+def image_seeds() -> list[bytes]:
+    """Small pictures in the formats that data sets come in, in the variants that decoders have code of their own for:
+    palettes, transparency, 16 bits, CMYK, interlaced, progressive, tiled, compressed, animated, turned by EXIF."""
+    import io
+
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    rows, columns = np.mgrid[0:48, 0:72]
+    pixels = np.stack([columns * 3, rows * 5, (rows // 6 + columns // 6) % 2 * 200], axis=-1).astype(np.uint8)
+    colour = Image.fromarray(pixels)
+    ImageDraw.Draw(colour).text((6, 16), "a page", fill="white")
+    clear = colour.copy()
+    clear.putalpha(Image.fromarray((columns * 3).astype(np.uint8)))
+    grey, palette, bilevel = colour.convert("L"), colour.convert("P"), colour.convert("1")
+    deep = Image.fromarray((rows * 1200).astype(np.uint16))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    turned[0x010E] = "turned"
+    found = []
+
+    def save(image: Image.Image, format: str, **options) -> None:
+        buffer = io.BytesIO()
+        image.save(buffer, format, **options)
+        found.append(buffer.getvalue())
+
+    for image in (colour, clear, grey, palette, bilevel, deep):
+        save(image, "PNG")
+    save(colour, "PNG", exif=turned, dpi=(300, 300))
+    save(palette, "PNG", transparency=3)
+    save(colour, "PNG", save_all=True, append_images=[colour.rotate(90)], duration=80)
+    for options in ({}, {"progressive": True}, {"subsampling": 0, "exif": turned}, {"quality": 20, "optimize": True}):
+        save(colour, "JPEG", **options)
+    save(grey, "JPEG")
+    save(colour.convert("CMYK"), "JPEG")
+    save(colour, "WEBP", quality=60)
+    save(clear, "WEBP", lossless=True, exif=turned)
+    save(colour, "WEBP", save_all=True, append_images=[colour.rotate(180)], duration=80)
+    save(palette, "GIF")
+    save(palette, "GIF", save_all=True, append_images=[palette.rotate(180), palette.rotate(90)], duration=80, loop=0)
+    for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
+        save(colour, "TIFF", compression=compression)
+    save(bilevel, "TIFF", compression="tiff_lzw")  # the fax decoders complain of each line on stderr
+    save(deep, "TIFF")
+    save(colour.convert("CMYK"), "TIFF")
+    save(grey, "TIFF", save_all=True, append_images=[grey.rotate(180)])
+    for image in (colour, clear, palette, bilevel):
+        save(image, "BMP")
+    return found
+
+
+def read_image(path: Path) -> str:
+    """Open a picture as `unit` and as the data sets' mapping do; what the mapping lets into a row can be decoded."""
+    import numpy as np
+
+    from modeling_unit.image_input_unit import UnreadableInput, open_image
+    from training.data.mapping import RowRefused, checked_image
+    from training.data.pictures import perceptual_hash
+    from training.data.schema import make_row, validate_row
+
+    said = ""
+    for source in (path, path.read_bytes()):
+        try:
+            image = open_image(source)
+            if image.mode != "RGB" or np.asarray(image).shape != (image.height, image.width, 3):
+                raise AssertionError(f"{image.mode} of {image.size}")
+        except UnreadableInput as error:
+            said = re.sub(r"[\d.]+", "…", re.sub(r"\(.*\)", "", str(error).partition(": ")[2])).strip()
+    try:
+        content, _ = checked_image(path.read_bytes())
+    except RowRefused as error:
+        return f"refused: {error.reason}"
+    facts = {"task": "caption", "kind": "natural", "source": "fuzz", "license": "", "split": "train"}
+    validate_row(make_row(content, "a caption", **facts))
+    if said:
+        return f"by mapping alone; elsewhere {said}"
+    perceptual_hash(open_image(content))
+    return "read"
+
+
 _PDF_WORDS = tuple(
     b"/Type /Pages /Page /Kids /Count /MediaBox /CropBox /Rotate /Contents /Length /Filter /FlateDecode /LZWDecode "
     b"/ASCII85Decode /DCTDecode /JPXDecode /Resources /Font /XObject /Image /Form /Width /Height /BitsPerComponent "
@@ -204,8 +284,15 @@ _PDF_WORDS = tuple(
     b"BT ET".split()
 )
 
+_IMAGE_WORDS = (
+    *b"IHDR PLTE IDAT IEND tRNS gAMA eXIf acTL fcTL fdAT RIFF WEBP VP8X ANIM ANMF EXIF GIF87a GIF89a JFIF".split(),
+    *(b"II*\0", b"MM\0*", b"BM"),
+    *(bytes([0xFF, marker]) for marker in (0xC0, 0xC2, 0xC4, 0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xE0, 0xE1, 0xEE)),
+)
+
 KINDS: dict[str, Kind] = {
     "pdf": Kind(pdf_seeds, read_pdf, ".pdf", _PDF_WORDS),
+    "image": Kind(image_seeds, read_image, ".image", _IMAGE_WORDS),
 }
 
 

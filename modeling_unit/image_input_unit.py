@@ -94,8 +94,8 @@ def _too_large(max_pixels: int) -> str:
 
 
 def _finish(image: Image.Image, name: str) -> Image.Image:
-    frames = getattr(image, "n_frames", 1)
     try:
+        frames = getattr(image, "n_frames", 1)  # counts them, and so reads the file
         if frames > 1:
             image.seek(0)
         image.load()

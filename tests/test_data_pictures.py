@@ -246,9 +246,26 @@ def test_building_again_removes_targets_made_for_the_old_rows(tmp_path):
     assert not stale.exists()
 
 
+def test_the_report_counts_by_source_and_licence(tmp_path, capsys):
+    from training.data.schema import make_row, write_shards
+    from unit_cli.__main__ import main as unit
+
+    told = {"task": "caption", "kind": "natural"}
+    pixels = np.zeros((4, 4, 3), dtype=np.uint8)
+    for split, sources in (("train", ["deb a", "deb a", "npm b"]), ("validation", ["deb a"])):
+        rows = [make_row(pixels, "x", source=name, license=f"of {name}", split=split, **told) for name in sources]
+        write_shards(rows, tmp_path / f"pictures-{split}")
+    assert unit(["data", "pictures", "--report", "--out", str(tmp_path)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "| deb a | of deb a | 2 | 1 |" in lines
+    assert "| npm b | of npm b | 1 | 0 |" in lines
+    assert "| all | | 3 | 1 |" in lines
+    assert any(line.startswith("not taken: PyPI scikit-image") for line in lines)
+
+
 def test_a_list_without_words_is_refused(tmp_path):
     path = tmp_path / "list.yaml"
-    path.write_text("concepts: [{name: zebra}]\nunclear: []\ndemo: []\ndemo_distance: 3\n")
+    path.write_text("pictures: {concepts: [{name: zebra}], unclear: [], demo: [], demo_distance: 3, distance: 4}\n")
     with pytest.raises(ValueError, match="needs name and words"):
         HeldOut.read(path)
 

@@ -56,6 +56,17 @@ def test_what_is_no_image_is_refused(tmp_path):
     assert refused(path) == f"{path}: not an image in a format that can be read"
 
 
+def test_a_tiff_whose_second_page_has_no_width_is_refused(tmp_path):
+    """Pillow opens it, and finds out only when the pages are counted."""
+    path = tmp_path / "page.tif"
+    page = Image.new("L", (30, 20))
+    page.save(path, save_all=True, append_images=[page])
+    content = path.read_bytes()
+    at = max(content.rfind(struct.pack("<HH", 256, kind)) for kind in (3, 4))  # the tag ImageWidth, short or long
+    path.write_bytes(content[:at] + struct.pack("<H", 255) + content[at + 2 :])
+    assert "page.tif: the file is damaged (Missing dimensions)" in refused(path)
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "gif", "bmp"])
 def test_a_truncated_file_is_refused(tmp_path, suffix):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8))

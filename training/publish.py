@@ -33,6 +33,7 @@ from modeling_unit.vision_sources_unit import save_encoder
 from . import card as cards
 from . import clean_process
 from .card_plots import plot_retention, plot_scales
+from .version import code_version
 
 MAX_SHARD_SIZE = "5GB"  # [ours]; transformers' own is ten times as much, which nobody wants to fetch twice
 CHECK = "check"  # in a workplace: what the clean process is given and gives
@@ -410,31 +411,6 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def code_version() -> str:
-    """Version of this package and, in a checkout, its commit: `0.1.0 (commit 1a2b3c…)`, with a word if files differ
-    from it."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    root = Path(__file__).resolve().parents[1]
-    try:
-        stated = f"unit-vision {version('unit-vision')}"
-    except PackageNotFoundError:
-        stated = "unit-vision"
-    if not (root / ".git").exists():
-        return stated
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=60
-        ).stdout.strip()
-
-    try:
-        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return stated
-    return f"{stated}, commit {commit}{', with local changes' if changed else ''}"
-
-
 def _made_by(folder: Path) -> str:
     """The code that trained, if the recipe recorded it, and the code that published."""
     recipe = cards._json(folder / cards.RECIPE) or {}
@@ -601,7 +577,7 @@ def upload(
     left is deleted, everything else in it stays. The commit is refused if the branch moved meanwhile.
 
     Args:
-        repo_type: "model" or "space". own_files: which paths an earlier push may have left.
+        repo_type: "model", "dataset" or "space". own_files: which paths an earlier push may have left.
         new_repository: more arguments of `HfApi.create_repo`, for a repository that does not exist.
         overwrite_card, replace: as of [`publish`].
 
@@ -686,10 +662,10 @@ def _hashes(path: Path) -> tuple[str, str]:
 def refuse_secrets(folder: Path, token: str | None) -> None:
     """
     Raises:
-        PublishError: a file other than weights holds the token, or something that looks like one.
+        PublishError: a file other than weights and shards holds the token, or something that looks like one.
     """
     for path in _files(folder):
-        if path.suffix == ".safetensors":
+        if path.suffix in (".safetensors", ".parquet"):  # the texts of a data set are looked at row by row
             continue
         content = path.read_bytes()
         if (token and token.encode() in content) or TOKEN.search(content):

@@ -1,18 +1,32 @@
-"""Training data: made from packages by name, kept outside the repository, in one documented schema.
+"""Training data: made from packages by name or mapped from data sets of others, in one documented schema.
 
-===================  ===========================================================================================
+==================== ===========================================================================================
+``schema``           the columns of a row, a validator, the parquet writer and reader
+``refusals``         rows that are skipped: counted by source and reason, up to a share
 ``sources``          download and unpack Debian and npm packages into the cache
 ``text``             one normalisation of text, words, undoing line breaks
-``schema``             the columns of a row, a validator, the parquet writer and reader
-``mapping``            anything that `datasets` reads, as rows of the schema
-``validation``         what a data set holds, and what of it cannot be used
-``contact_sheet``      sample rows drawn on a sheet
-``languages``          languages and scripts of texts
-``refusals``           rows that are skipped: counted by source and reason, up to a share
+``languages``        languages and scripts of texts
+``mapping``          anything that `datasets` reads, as rows of the schema
+``validation``       what a data set holds, and what of it cannot be used
+``contact_sheet``    sample rows drawn on a sheet
 ``pdf``              pages of TeX Live documentation -> chunks for training, blocks for validation
+``pdf_sources``      PDFs of folders, archives and packages
+``pdf_pages``        whole pages of any PDF in reading order: columns, footnotes, headers, tables
+``pdf_build``        sources -> a data set of pages, blocks or chunks
+``guarded``          work on strangers' files in processes that may hang or die
 ``made_chunks``      chunks of text drawn with skia, with random fonts and degradations
 ``made_pages``       whole pages drawn with skia, put together from ``pages``: fonts, words, layouts, degradations
+``markdown``         the dialect of Markdown that pages are labelled in: reading any, writing only this
+``markdown_typeset`` Markdown set in type with skia, pages with a box for each word
+``markdown_pages``   Markdown files from npm packages and folders -> typeset pages
+``markdown_latex``   PDFs with their LaTeX beside them -> their pages with Markdown
+``pictures``         captioned pictures
+``targets``          what the teachers of recognition say about them
+``shrink``           a copy of a picture data set in fewer bytes
 ``blanks``           strips of pictures with nothing to read on them
+``augment``          seeded changes to training images
+``mixture``          which rows make which micro-batch of a run
+``generate``         made rows by the million, on datatrove's executors
 ``heldout``          what is never trained on, and the check that it was not
-===================  ===========================================================================================
+==================== ===========================================================================================
 """

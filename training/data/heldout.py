@@ -1,4 +1,4 @@
-"""Which documents and fonts are held out from training, and whether a text was.
+"""Which documents, fonts and pictures are held out from training, and whether a data set obeys.
 
 Validation documents come from packages that no training document comes from, but packages share passages (licences,
 the same author's boilerplate). So texts are compared by content: a training text is unwanted when it shares a whole
@@ -8,14 +8,19 @@ line of 20 characters or more, or any seven words in a row, with any English lin
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from .sources import cache_root
 from .text import join_lines, words
@@ -26,7 +31,7 @@ RUN_LENGTH = 7  # words; six is where chance agreements of technical prose begin
 
 @lru_cache(maxsize=1)
 def heldout() -> dict[str, Any]:
-    """The content of ``heldout.yaml``: ``documents`` and ``fonts``. Pictures have a file and a check of their own."""
+    """The content of ``heldout.yaml``: ``documents``, ``fonts``, ``markdown`` and ``pictures``."""
     return yaml.safe_load((Path(__file__).parent / "heldout.yaml").read_text())
 
 
@@ -38,6 +43,15 @@ def validation_packages() -> list[str]:
 def is_heldout_font(family: str) -> bool:
     """Whether a font family must not be used to make training pages."""
     return any(family.lower().startswith(name.lower()) for name in heldout()["fonts"]["families"])
+
+
+def is_heldout_markdown(package: str) -> bool:
+    """Whether the Markdown files of an npm package, of whatever version, must not be trained on."""
+    return _without_version(package) in {_without_version(name) for name in heldout()["markdown"]["packages"]}
+
+
+def _without_version(package: str) -> str:
+    return re.sub(r"(?<=.)@.*", "", package)
 
 
 def refuse_validation_packages(packages: Iterable[str]) -> None:
@@ -78,16 +92,20 @@ def validation_text_filter(progress: bool = True) -> TextFilter:
 
     The first call reads the text layer of every page of the validation packages: about a minute.
     """
-    packages = validation_packages()
-    tag = hashlib.blake2b(repr((packages, LINE_LENGTH, RUN_LENGTH, 3)).encode(), digest_size=4).hexdigest()
-    path = cache_root() / "data" / f"validation-text-{tag}.npy"
+    path = validation_text_path()
     if not path.is_file():
-        marks = np.unique(np.fromiter(_marks_of_packages(packages, progress), dtype=np.uint64))
+        marks = np.unique(np.fromiter(_marks_of_packages(validation_packages(), progress), dtype=np.uint64))
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial.npy")
         np.save(partial, marks)
         partial.rename(path)
     return TextFilter(np.load(path))
+
+
+def validation_text_path() -> Path:
+    """Where the marks of `validation_text_filter` lie once they are made."""
+    tag = hashlib.blake2b(repr((validation_packages(), LINE_LENGTH, RUN_LENGTH, 3)).encode(), digest_size=4)
+    return cache_root() / "data" / f"validation-text-{tag.hexdigest()}.npy"
 
 
 def _marks_of_packages(packages: list[str], progress: bool) -> Iterator[int]:
@@ -110,56 +128,188 @@ def _marks_of_packages(packages: list[str], progress: bool) -> Iterator[int]:
         document.close()
 
 
-def find_leaks(train: Iterable[str | Path], validation: Iterable[str | Path], progress: bool = True) -> list[str]:
-    """Compare built data sets: what training has that it must not have.
+@dataclass
+class LeakCheck:
+    """What validation rows hold, and whether a training row holds any of it. Rows pass through; only marks are kept.
 
-    Four things are looked for: training rows from a held-out package, training rows drawn in a held-out font, images
-    that are the same in both, and document texts that share a `fingerprint <fingerprints>` with a validation text.
+    Five things are looked for in a training row: a source that is held out (a package, or a page drawn in a held-out
+    font), the pixels of a validation image, a picture that looks like one of validation or of the demo (perceptual
+    hash), text that shares a `fingerprint <fingerprints>` with a validation text. Fonts are compared by `font_leaks`
+    when all rows have passed.
 
     Args:
-        train: folders of training shards.
-        validation: folders of validation shards.
+        marks: fingerprints of held-out texts beyond those of the rows, or none.
+        fonts: font files by family, of all families that either side is drawn in.
+    """
+
+    marks: frozenset[int] = frozenset()
+    fonts: dict[str, list[str]] = field(default_factory=dict)
+    counts: Counter = field(default_factory=Counter)  # what was compared
+    texts: dict[int, str] = field(default_factory=dict, repr=False)  # fingerprint -> source
+    images: dict[bytes, str] = field(default_factory=dict, repr=False)  # digest of pixels -> source
+    looks: dict[int, str] = field(default_factory=dict, repr=False)  # perceptual hash -> source
+    families: dict[str, set[str]] = field(default_factory=lambda: {"train": set(), "validation": set()})
+
+    def __post_init__(self):
+        pictures = heldout()["pictures"]
+        self.packages = tuple(f"{package}/" for package in validation_packages())
+        self.distance, self.demo_distance = int(pictures["distance"]), int(pictures["demo_distance"])
+        self.demo = {int(picture["phash"], 16): picture["file"] for picture in pictures["demo"]}
+
+    def hold_out(self, row: dict[str, Any]) -> None:
+        """Remember a validation row: the columns image (not decoded), text, kind and source."""
+        source = row["source"]
+        self.counts["validation rows"] += 1
+        self.images[_pixels(row)] = source
+        self.families["validation"].update(_families(source))
+        if row["kind"] == "natural":
+            self.looks[_look(row)] = source
+        fresh = dict.fromkeys(fingerprints(row["text"]), source)
+        self.counts["validation lines and runs of words"] += len(fresh)
+        self.texts.update(fresh)
+
+    def leak_of(self, row: dict[str, Any]) -> str | None:
+        """What a training row has that it must not have, in one line that names both rows; None when all is well."""
+        source, text = row["source"], row["text"]
+        self.counts["training rows"] += 1
+        npm = re.match(r"made-markdown/npm/(@[^/]+/[^/]+|[^/]+)/", source)
+        if source.startswith(self.packages) or (npm and is_heldout_markdown(npm[1])):
+            return f"{source}: from a held-out package"
+        families = _families(source)
+        self.families["train"].update(families)
+        if wrong := [family for family in families if is_heldout_font(family)]:
+            return f"{source}: drawn in a held-out font ({', '.join(wrong)})"
+        if text and self.images and (same := self.images.get(_pixels(row))):  # blank canvases are alike
+            return f"{source}: the same image as {same}"
+        if row["kind"] == "natural":
+            self.counts["training pictures by their look"] += 1
+            look = _look(row)
+            for looks, distance in ((self.looks, self.distance), (self.demo, self.demo_distance)):
+                near = min(looks, key=lambda other: (look ^ other).bit_count(), default=None)
+                if near is not None and (look ^ near).bit_count() <= distance:
+                    return f"{source}: looks like {looks[near]}"
+        found = list(fingerprints(text))
+        self.counts["training lines and runs of words"] += len(found)
+        for mark in found:
+            if mark in self.texts:
+                return f"{source}: shares text with {self.texts[mark]}"
+            if mark in self.marks:
+                return f"{source}: shares text with a held-out package"
+        return None
+
+    def font_leaks(self) -> list[str]:
+        """Families seen in training whose files, or whose letters, are those of a held-out family of another name."""
+        held: dict[bytes, str] = {}
+        for family in sorted(self.fonts):
+            if is_heldout_font(family) or family in self.families["validation"]:
+                for path in self.fonts[family]:
+                    held.update(dict.fromkeys(font_marks(path), family))
+        leaks = []
+        for family in sorted(self.families["train"] & self.fonts.keys()):
+            for path in self.fonts[family]:
+                self.counts["training font files"] += 1
+                if same := next((held[mark] for mark in font_marks(path) if mark in held), None):
+                    leaks.append(f"font {family} ({Path(path).name}): the same letters as the held-out {same}")
+        return leaks
+
+
+def _families(source: str) -> list[str]:
+    """Font families that a made row names at the end of its source, ``… (One; Another)``."""
+    found = re.fullmatch(r"made-[a-z]+/.* \((.+)\)", source)
+    return [family.strip() for family in found[1].split(";")] if found else []
+
+
+def font_marks(path: str | Path) -> tuple[bytes, bytes]:
+    """Two digests of a font file: of its bytes, and of its printable ASCII letters (advances and boxes of the outlines
+    at 1000 units), which a renamed or repacked copy keeps."""
+    import skia
+
+    font = skia.Font(skia.Typeface.MakeFromFile(str(path)), 1000.0)
+    font.setLinearMetrics(True)
+    glyphs = font.unicharsToGlyphs(range(33, 127))
+    boxes = [
+        round(side) for box in font.getBounds(glyphs) for side in (box.left(), box.top(), box.right(), box.bottom())
+    ]
+    letters = np.array([*boxes, *map(round, font.getWidths(glyphs))], dtype=np.int32)
+    return (
+        hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest(),
+        hashlib.blake2b(letters.tobytes(), digest_size=16).digest(),
+    )
+
+
+def cached_fonts() -> dict[str, list[str]]:
+    """Font files by family, as far as the made pages' listings in the cache name them; nothing is fetched."""
+    trees, fonts = cache_root() / "trees", {}
+    for listing in sorted(trees.glob("fonts-*.json")):
+        for family, files in json.loads(listing.read_text(encoding="utf-8")).items():
+            fonts[family] = sorted({*fonts.get(family, ()), *(str(trees / file) for file in files)})
+    return {family: files for family, files in fonts.items() if all(Path(file).is_file() for file in files)}
+
+
+def find_leaks(
+    train: Iterable[str | Path],
+    validation: Iterable[str | Path],
+    progress: bool = True,
+    check: LeakCheck | None = None,
+) -> list[str]:
+    """Compare data sets: what training has that it must not have.
+
+    Args:
+        train: sources of training rows: folders of shards, or data sets on the Hub (``owner/name[:split]``), streamed.
+        validation: sources of validation rows.
         progress: show a bar.
+        check: looks for what `LeakCheck` says; one of your own has more texts and fonts to compare, and keeps counts.
 
     Returns:
         One line a finding, naming both rows; empty when all is well.
 
     Raises:
-        ValueError: a folder holds no shards.
+        ValueError: a source holds no rows.
     """
     from tqdm import tqdm
 
+    check = check or LeakCheck()
+    sides = {"validation": list(validation), "train": list(train)}
+    opened = {side: [_rows(source, side) for source in sources] for side, sources in sides.items()}
+    leaks = []
+    for side in ("validation", "train"):
+        for source, rows in zip(sides[side], opened[side], strict=True):
+            for row in tqdm(rows, desc=Path(source).name, unit=" rows", disable=not progress, mininterval=2.0):
+                if side == "validation":
+                    check.hold_out(row)
+                elif leak := check.leak_of(row):
+                    leaks.append(leak)
+    return leaks + check.font_leaks()
+
+
+def _rows(source: str | Path, side: str) -> Iterator[dict[str, Any]]:
+    """Rows of a source with what is compared; what is wrong with it is said before the first row is read."""
     from .schema import read_columns, shard_paths
 
-    train, validation = list(train), list(validation)
-    for folder in (*train, *validation):
-        shard_paths(folder)  # complain before an hour is spent, not after
     columns = ["image", "text", "kind", "source"]
-    images: dict[bytes, str] = {}
-    marks: dict[int, str] = {}
-    for folder in validation:
-        for row in tqdm(read_columns(folder, columns), desc=f"{Path(folder).name}", unit="row", disable=not progress):
-            images[_digest(row)] = row["source"]
-            if row["kind"] == "document":
-                marks.update(dict.fromkeys(fingerprints(row["text"]), row["source"]))
-    packages = tuple(f"{package}/" for package in validation_packages())
-    leaks = []
-    for folder in train:
-        for row in tqdm(read_columns(folder, columns), desc=f"{Path(folder).name}", unit="row", disable=not progress):
-            source = row["source"]
-            font = re.fullmatch(r"made-pages/.*\((.+)\)", source)
-            if source.startswith(packages):
-                leaks.append(f"{source}: from a held-out package")
-            elif font and is_heldout_font(font[1]):
-                leaks.append(f"{source}: drawn in a held-out font")
-            elif (same := images.get(_digest(row))) and row["text"]:  # blank canvases are alike
-                leaks.append(f"{source}: the same image as {same}")
-            elif row["kind"] == "document":
-                shared = next((marks[mark] for mark in fingerprints(row["text"]) if mark in marks), None)
-                if shared:
-                    leaks.append(f"{source}: shares text with {shared}")
-    return leaks
+    if Path(source).is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", str(source)):
+        shard_paths(source)
+        return read_columns(source, columns)
+    from datasets import Image, load_dataset
+
+    name, _, split = str(source).partition(":")
+    stream = load_dataset(name, split=split or side, streaming=True)
+    missing = sorted({*columns} - {*(stream.column_names or columns)})
+    if missing:
+        raise ValueError(f"{source}: has no column {', '.join(missing)}; the schema is in training/data/schema.py")
+    return iter(stream.select_columns(columns).cast_column("image", Image(decode=False)))
 
 
-def _digest(row: dict[str, Any]) -> bytes:
-    return hashlib.blake2b(row["image"]["bytes"], digest_size=16).digest()
+def _pixels(row: dict[str, Any]) -> bytes:
+    """Digest of an image's pixels: another file format or compression of the same picture has the same."""
+    with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
+        digest = hashlib.blake2b(f"{image.mode} {image.size}".encode(), digest_size=16)
+        digest.update(image.tobytes())
+    return digest.digest()
+
+
+def _look(row: dict[str, Any]) -> int:
+    from .pictures import perceptual_hash
+
+    with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
+        return perceptual_hash(image)

@@ -634,6 +634,9 @@ def chunks_of_page(
                 if some is None:
                     refusals["chunk: too large"] += 1
                     continue
+                if unwanted(some[0].text):  # a part of a line may be a line elsewhere
+                    refusals["chunk: held out"] += 1
+                    continue
             cutout = rendered.cut(some, rng)
             if isinstance(cutout, str):
                 refusals[f"chunk: {cutout}"] += 1

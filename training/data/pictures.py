@@ -3,7 +3,7 @@
 ``python -m training.data.pictures --out ~/.cache/unit/data`` writes
 
 - ``pictures-train/*.parquet``: pictures to train on, in a shuffled order that the seed fixes;
-- ``pictures-validation/*.parquet``: pictures of kinds that are never trained on (``heldout_pictures.yaml``);
+- ``pictures-validation/*.parquet``: pictures of kinds that are never trained on (``heldout.yaml``);
 - ``pictures-validation/concept_names.json``: the validation kinds, sorted;
 - ``report.json`` in either folder: counts per source, and what was thrown away and why.
 
@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from training.data.schema import features
+from training.data.schema import features, read_columns
 from training.data.sources import cache_root, fetch_deb, fetch_npm
 from training.data.text import normalize_text
 
@@ -64,6 +64,13 @@ LICENSES = {
     "twitter": "CC-BY-4.0",
     "tuxpaint": "GPL-2.0",
     "openclipart": "public domain",
+}
+
+# Packages with pictures that could be had and are not taken.
+UNUSED = {
+    "npm @tabler/icons, lucide-static": "line icons of interfaces: tags say what a button does, not what is seen",
+    "deb mate-, lomiri-, plasma-workspace-wallpapers": "some 70 photographs without words; file names name moods",
+    "PyPI scikit-image": "a handful of test pictures without words; most are fetched from elsewhere when asked for",
 }
 
 
@@ -747,7 +754,7 @@ def all_pictures() -> Iterator[Picture]:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What ``heldout_pictures.yaml`` says.
+    """What ``heldout.yaml`` says of pictures.
 
     Attributes:
         words: held-out concept -> words that betray it.
@@ -756,6 +763,7 @@ class HeldOut:
         demo_hashes: their perceptual hashes.
         demo_distance: pictures within so many bits of a demo picture are not trained on.
         not_evaluated: concepts of ``words`` that validation leaves out.
+        distance: pictures within so many bits of a validation picture are not trained on.
     """
 
     words: dict[str, tuple[str, ...]]
@@ -764,14 +772,15 @@ class HeldOut:
     demo_hashes: tuple[int, ...]
     demo_distance: int
     not_evaluated: frozenset[str] = frozenset()
+    distance: int = 4
 
     @classmethod
     def read(cls, path: Path | None = None) -> HeldOut:
         import yaml
 
-        path = path or Path(__file__).with_name("heldout_pictures.yaml")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        path = path or Path(__file__).with_name("heldout.yaml")
         try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))["pictures"]
             return cls(
                 {c["name"]: tuple(c["words"]) for c in content["concepts"]},
                 frozenset(content["unclear"]),
@@ -779,6 +788,7 @@ class HeldOut:
                 tuple(int(d["phash"], 16) for d in content["demo"]),
                 int(content["demo_distance"]),
                 frozenset(c["name"] for c in content["concepts"] if c.get("not_evaluated")),
+                int(content["distance"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path}: each concept needs name and words, each demo picture name and phash") from error
@@ -825,7 +835,7 @@ def build(
         out: parent folder; the two folders in it are replaced.
         seed: fixes the order of the training rows.
         pictures: instead of :func:`all_pictures`, for tests.
-        held_out: instead of ``heldout_pictures.yaml``, for tests.
+        held_out: instead of ``heldout.yaml``, for tests.
 
     Returns:
         The report: rows per split and style, licences, and what was dropped and why.
@@ -863,7 +873,7 @@ def build(
             continue
         rows[place].append(_row(picture, content, place, why if place == "validation" else picture.concept))
         hashes[place].append(look)
-    rows["train"], copies = _without_copies(rows["train"], hashes["train"], hashes["validation"])
+    rows["train"], copies = _without_copies(rows["train"], hashes["train"], hashes["validation"], held_out.distance)
     dropped["looks like a validation picture"] += copies
     evaluated = [row for row in rows["validation"] if row["concept"] not in held_out.not_evaluated]
     dropped["held out but not evaluated"] += len(rows["validation"]) - len(evaluated)
@@ -888,12 +898,21 @@ def build(
     return report
 
 
+def counts_by_source(folders: Iterable[Path]) -> dict[tuple[str, str], Counter]:
+    """Rows of built sets by (source, licence): rows of each split, the most first."""
+    found: dict[tuple[str, str], Counter] = {}
+    for folder in folders:
+        for row in read_columns(folder, ["source", "license", "split"]):
+            found.setdefault((row["source"], row["license"]), Counter())[row["split"]] += 1
+    return dict(sorted(found.items(), key=lambda each: (-each[1].total(), each[0])))
+
+
 def _coverage(image: Image.Image) -> float:
     """Share of a cut-out's square that is not transparent."""
     return float((np.asarray(image.getchannel("A")) > 8).mean())
 
 
-def _without_copies(rows: list[dict], looks: list[int], held: list[int], distance: int = 4) -> tuple[list[dict], int]:
+def _without_copies(rows: list[dict], looks: list[int], held: list[int], distance: int) -> tuple[list[dict], int]:
     """Training rows that look like no validation picture (hash distance over ``distance`` bits), and how many did."""
     if not held or not rows:
         return rows, 0

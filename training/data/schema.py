@@ -328,8 +328,9 @@ def read_columns(folder: str | Path, columns: list[str]) -> Iterator[dict[str, A
     import pyarrow.parquet as pq
 
     for path in shard_paths(folder):
-        file = pq.ParquetFile(path)
-        absent = [column for column in columns if column in OPTIONAL and column not in file.schema_arrow.names]
-        table = file.read(columns=[column for column in columns if column not in absent])
-        for row in table.to_pylist():
-            yield row | dict.fromkeys(absent)
+        with pq.ParquetFile(path) as shard:
+            absent = [column for column in columns if column in OPTIONAL and column not in shard.schema_arrow.names]
+            present = [column for column in columns if column not in absent]
+            for batch in shard.iter_batches(batch_size=256, columns=present):
+                for row in batch.to_pylist():
+                    yield row | dict.fromkeys(absent)

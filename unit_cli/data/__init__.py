@@ -7,12 +7,15 @@ unit data from-pdfs --split validation   # blocks-validation and chunks-validati
 unit data from-pdfs SOURCE... --out DIR  # pages, blocks or chunks of your own PDFs: folders, archives, packages
 unit data make-pages                     # made-train and made-small-train: 26,000 drawn chunks, about a minute
 unit data make-pages --count N --out DIR # whole pages in many layouts: tables, forms, receipts, letters, code, ...
+unit data make-markdown                  # markdown-made-train and markdown-pdf-train: pages whose target is Markdown
 unit data make-blanks                    # blank-train: 6,000 strips of pictures, nothing to read on them
 unit data pictures                       # pictures-train and pictures-validation
 unit data targets                        # what the teachers of recognition say about pictures-train
 unit data shrink SRC OUT                 # a copy of a picture data set in a third of the bytes, to carry elsewhere
 unit data validate SOURCE                # what a data set holds, what of it cannot be used, a contact sheet
 unit data check-leaks                    # nothing of the validation sets is in the training sets
+unit data generate KIND --count N --out DIR  # made rows by the million, on this machine, Slurm or Ray
+unit data push FOLDER OWNER/NAME         # publish a data set with its card
 """
 
 from __future__ import annotations
@@ -21,7 +24,19 @@ import argparse
 import sys
 from importlib import import_module
 
-COMMANDS = ("from-pdfs", "make-pages", "make-blanks", "pictures", "targets", "shrink", "validate", "check-leaks")
+COMMANDS = (
+    "from-pdfs",
+    "make-pages",
+    "make-markdown",
+    "make-blanks",
+    "pictures",
+    "targets",
+    "shrink",
+    "validate",
+    "check-leaks",
+    "generate",
+    "push",
+)
 
 
 def add_parser(subparsers) -> None:
