@@ -59,6 +59,7 @@ LEAST_AGREEMENT = 0.95
 LEAST_LIKENESS = 0.94
 LEAST_WORDS = 40  # of a page's target
 MOST_WORDS = 30_000  # of a document: the alignment takes memory with the square
+MOST_BYTES = 600_000  # of a source: longer ones have too many words to be aligned
 MOST_PRINTED = 12  # words between two parts that the source has not
 MOST_FURNITURE = 14  # words of running heads and feet, each
 _WORD = re.compile(r"[^\W_]+")
@@ -1283,11 +1284,11 @@ def read_latex(path: Path, depth: int = 0) -> str:
     """
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            content = file.read(2_000_001)
+            content = file.read(MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error):
         raise Refused("source: cannot be read") from None
-    if len(content) > 2_000_000:
-        raise Refused("source: over two megabytes")
+    if len(content) > MOST_BYTES:
+        raise Refused("source: over 600 kB")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
