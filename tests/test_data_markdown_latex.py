@@ -146,6 +146,20 @@ def test_a_paragraph_over_two_pages_is_written_as_far_as_it_stands_there(tmp_pat
     assert write(second.blocks) == " ".join(words[60:])
 
 
+def test_the_rest_of_an_item_has_no_mark(tmp_path):
+    words = [f"word{number}" for number in range(60)]
+    lines = [" ".join(words[at : at + 6]) for at in range(0, 60, 6)]
+    source = (
+        "\\begin{document}\n" + " ".join(FILLER) + "\n\\begin{itemize}\\item " + " ".join(words)
+        + "\\item another one\\end{itemize}\n" + " ".join(FILLER) + "\n\\end{document}"
+    )  # fmt: skip
+    marked = [(0, [("r", ("• " if index == 0 else "") + line)]) for index, line in enumerate(lines)]
+    drawn = [[*filler(), *marked[:5]], [*marked[5:], (0, [("r", "• another one")]), *filler()]]
+    (first, second), _ = pages(tmp_path, source, drawn)
+    assert write(first.blocks) == " ".join(FILLER) + "\n\n- " + " ".join(words[:30])
+    assert write(second.blocks) == " ".join(words[30:]) + "\n\n- another one\n\n" + " ".join(FILLER)
+
+
 def test_a_numbered_formula_has_its_number(tmp_path):
     source = "\\begin{document}\n" + " ".join(FILLER) + (
         "\n\\begin{equation}\\label{e} a = b + c \\end{equation}\nand so on.\n"

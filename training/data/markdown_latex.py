@@ -18,7 +18,8 @@ How a page is written: ``\\title``, ``\\part`` and ``\\chapter`` are ``#``, ``\\
 their printed numbers; an item of a description begins with its term as printed; an item whose label is no plain number
 is ``- `` and the label; a displayed formula has ``\\tag{…}`` with its printed number; captions, and short lines that a
 class prints by itself (a date, "Abstract"), are paragraphs; running heads and page numbers are not written. A
-paragraph or list divided by a page break is written as far as it stands there.
+paragraph or list divided by a page break is written as far as it stands there, the rest of an item whose mark is on
+the page before as paragraphs.
 
 A page is kept when of its words, running heads and formulas aside, and of those that the source has for it, at least
 `LEAST_AGREEMENT` agree, when the target's characters are to at least `LEAST_LIKENESS` the page's, and when nothing on
@@ -58,6 +59,7 @@ LEAST_AGREEMENT = 0.95
 LEAST_LIKENESS = 0.94
 LEAST_WORDS = 40  # of a page's target
 MOST_WORDS = 30_000  # of a document: the alignment takes memory with the square
+MOST_BYTES = 600_000  # of a source: longer ones have too many words to be aligned
 MOST_PRINTED = 12  # words between two parts that the source has not
 MOST_FURNITURE = 14  # words of running heads and feet, each
 _WORD = re.compile(r"[^\W_]+")
@@ -1097,6 +1099,10 @@ class _PageReader:
             blocks = list(self.parts(inner))
             if not blocks:
                 continue
+            begin = _first_word(inner)
+            if begin is not None and begin < self.first:
+                yield from blocks  # the rest of an item whose mark stands on the page before
+                continue
             number = None
             head = next((piece for piece in inner if isinstance(piece, Flow)), None)
             start = self.start_of(head) if head is not None else None
@@ -1116,11 +1122,6 @@ class _PageReader:
             if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
                 raise Refused("page: a list whose numbers jump")
             yield Items(True, numbers[0], tuple(blocks for _, blocks in items))
-        elif numbers[0] is None and None not in numbers[1:] and part.kind == "enumerate" and len(numbers) > 1:
-            yield from items[0][1]  # the rest of an item that began on the page before
-            if numbers[1:] != list(range(numbers[1], numbers[1] + len(numbers) - 1)):
-                raise Refused("page: a list whose numbers jump")
-            yield Items(True, numbers[1], tuple(blocks for _, blocks in items[1:]))
         elif all(number is None for number in numbers):
             yield Items(False, 0, tuple(blocks for _, blocks in items))
         else:
@@ -1207,6 +1208,27 @@ class _PageReader:
         return agreed / (agreed + int(extra.sum()) + missing)
 
 
+def _first_word(parts: Iterable[Part]) -> int | None:
+    """The first word of some parts of the outline; None when they have none."""
+    for part in parts:
+        match part:
+            case Flow(atoms):
+                found = next((atom.first for atom in atoms if isinstance(atom, Word)), None)
+            case Verbatim(lines):
+                found = lines[0][1]
+            case Listing(_, items):
+                found = next((word for item in items if (word := _first_word(item)) is not None), None)
+            case Quotation(inner):
+                found = _first_word(inner)
+            case Grid(rows):
+                found = _first_word(Flow(cell) for row in rows for cell in row)
+            case _:
+                found = None
+        if found is not None:
+            return found
+    return None
+
+
 def _characters(blocks: Iterable[Block]) -> str:
     def of_runs(runs: Runs) -> str:
         return "".join(_of_formula(run.text) if run.math else run.text for run in runs)
@@ -1262,11 +1284,11 @@ def read_latex(path: Path, depth: int = 0) -> str:
     """
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            content = file.read(2_000_001)
+            content = file.read(MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error):
         raise Refused("source: cannot be read") from None
-    if len(content) > 2_000_000:
-        raise Refused("source: over two megabytes")
+    if len(content) > MOST_BYTES:
+        raise Refused("source: over 600 kB")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
