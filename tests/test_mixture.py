@@ -15,7 +15,7 @@ from training.data.mixture import (
     RowSource,
     SourceArguments,
     _endless_permutation,
-    _image_size,
+    image_size,
     rounded_grid,
 )
 from training.data.schema import write_shards
@@ -157,7 +157,7 @@ def test_batches_hold_as_many_patches_as_asked(shards):
 
 def test_sizes_are_read_off_the_header():
     row = document_row("a", 37, 11)
-    assert _image_size(row["image"]["bytes"]) == (37, 11)
+    assert image_size(row["image"]["bytes"]) == (37, 11)
 
 
 # -- sources ---------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_rows_can_be_limited_by_area_and_length(shards):
     assert len(short) == 39
     for position in range(len(small)):
         assert small[position]["text"].startswith(("row", "xxx"))
-        assert _image_size(small[position]["image"]["bytes"]) == tuple(small.sizes[position])
+        assert image_size(small[position]["image"]["bytes"]) == tuple(small.sizes[position])
 
 
 def test_limits_that_leave_nothing_are_refused(shards):
