@@ -184,7 +184,8 @@ class GroupCollator:
         images, boxes = [], []
         for row in rows:
             image = _open(row).convert("L")
-            box = np.asarray(row["char_boxes"], dtype=np.float32).reshape(-1, 4)
+            boxes_given = row.get("char_boxes")  # a set need not have the column
+            box = np.asarray([] if boxes_given is None else boxes_given, dtype=np.float32).reshape(-1, 4)
             if rng is not None:
                 image, box = augment_document(image, box, rng, row.get("x_height") or 0.0)
             width, height = processor._document_size(image.width, image.height, self.scale)
