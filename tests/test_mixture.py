@@ -20,6 +20,8 @@ from training.data.mixture import (
 )
 from training.data.schema import write_shards
 
+PLAN = ("ranks", "curriculum", "batches_per_step", "max_positions", "refusals")  # settings of a GroupPlan
+
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
@@ -36,10 +38,12 @@ def shards(tmp_path_factory):
 
 
 def plan(shards, kind="document", seed=3, window=4, names=("chunks",), weights=(1.0,), **given) -> GroupPlan:
+    more = {name: given.pop(name) for name in PLAN if name in given}
     sources = [SourceArguments(str(shards / name), weight) for name, weight in zip(names, weights, strict=True)]
     settings = {"patches": 64} if kind == "document" else {"rows": 5}
-    arguments = GroupArguments(kind, 4 if kind == "document" else 1, sources=sources, **(given or settings))
-    return GroupPlan(arguments, GroupCollator(processor(), kind, arguments.scale), seed, window)
+    given = given if given.keys() & {"rows", "patches"} else settings | given
+    arguments = GroupArguments(kind, 4 if kind == "document" else 1, sources=sources, **given)
+    return GroupPlan(arguments, GroupCollator(processor(), kind, arguments.scale), seed, window, **more)
 
 
 def rows_of(group: GroupPlan, steps) -> list[tuple[int, int]]:

@@ -53,7 +53,7 @@ class RowSource:
                 sizes[place] = image_size(value["bytes"])
             except BROKEN as error:
                 keep[place] = False
-                refusals.add(self.name, UNREADABLE, f"row {place}: {error}")
+                refusals.add(self.name, UNREADABLE, f"row {place}: {told(error)}")
                 continue
             refusals.accept(self.name)
         lengths = np.array([len(text.encode()) for text in self._column("text")], dtype=np.int64)
@@ -114,6 +114,11 @@ def image_size(data: bytes) -> tuple[int, int]:
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return struct.unpack(">II", data[16:24])
     return Image.open(io.BytesIO(data)).size
+
+
+def told(error: Exception) -> str:
+    """An error in one line, without the address that Pillow puts into it."""
+    return " ".join(str(error).split(" <_io")[0].split())
 
 
 def decoded(row: dict[str, Any]) -> dict[str, Any]:
@@ -351,7 +356,7 @@ class GroupPlan:
             self.refusals.accept(self.sources[source].name)
         for source, position, error in failed:
             place = self.sources[source].index[position]
-            self.refusals.add(self.sources[source].name, UNREADABLE, f"row {place}: {error}")
+            self.refusals.add(self.sources[source].name, UNREADABLE, f"row {place}: {told(error)}")
         if not rows:
             rows = [self._spare(step, shape)]
         rng = np.random.default_rng([self.seed, 2, step])

@@ -32,7 +32,7 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..collator import GroupCollator
-from .mixture import BROKEN, TOO_LONG, UNREADABLE, GroupShapes, Shape, decoded, find_shards, image_size
+from .mixture import BROKEN, TOO_LONG, UNREADABLE, GroupShapes, Shape, decoded, find_shards, image_size, told
 from .refusals import Refusals, TooManyRefused
 from .settings import DataArguments, GroupArguments, SourceArguments, pool_weights
 
@@ -78,7 +78,7 @@ def _open_stream(arguments: SourceArguments, refusals: Refusals):
         rows = load_dataset("parquet", data_files=files, split="train", streaming=True)
         return rows.cast_column("image", Image(decode=False)) if "image" in rows.column_names else rows
     except Exception as error:
-        raise ValueError(f"{arguments.path}: its first shard cannot be read: {error}") from error
+        raise ValueError(f"{arguments.path}: its first shard cannot be read: {told(error)}") from error
 
 
 # Where a row was read: source, block, place in the block
@@ -110,20 +110,21 @@ class RowStream:
     ):
         self.source, self.number, self.stream, self.streams = source, number, stream, streams
         self.seed, self.block_rows, self.refusals = seed, block_rows, refusals
-        self.epoch, self.ordinal, self.offset = (
-            0,
-            0,
-            0,
-        )  # the next row: its epoch, shard of the epoch, row of the shard
+        # the next row: its epoch, shard of the epoch, row of the shard
+        self.epoch, self.ordinal, self.offset = 0, 0, 0
+        self.whole = False  # a source so small that this stream's part of it is empty is read whole
         self.block_number, self.emitted = -1, 0
         self.block: list[dict[str, Any] | None] = []
         self.order: np.ndarray = np.zeros(0, dtype=np.int64)
-        self.starts: dict[int, tuple[int, int, int, int]] = {}  # of each block: its first row, and how many rows
+        # of each block: its first row, as above, and how many rows
+        self.starts: dict[int, tuple[int, int, int, bool, int]] = {}
         self._iterator: Iterator[tuple[int, dict[str, Any]]] | None = None
 
     def shards(self, epoch: int) -> list[tuple[int, int, int]]:
         """The shards of an epoch: number of the shard, and which of how many parts of it."""
         order = np.random.default_rng([self.seed, self.number, epoch]).permutation(self.source.num_shards).tolist()
+        if self.whole:
+            return [(shard, 0, 1) for shard in order]
         if len(order) >= self.streams:
             return [(shard, 0, 1) for shard in order[self.stream :: self.streams]]
         mine = self.stream % len(order)
@@ -141,11 +142,11 @@ class RowStream:
     def _next_block(self) -> None:
         empty = 0
         while True:
-            start = (self.epoch, self.ordinal, self.offset)
+            start = (self.epoch, self.ordinal, self.offset, self.whole)
             rows = self._read(self.block_rows)
             if rows:
                 break
-            empty += 1
+            empty, self.whole = empty + 1, True
             if empty > 2:
                 raise ValueError(f"{self.source.name} has no row that can be read: nothing came of a whole epoch.")
         self.block_number += 1
@@ -192,7 +193,7 @@ class RowStream:
         return {
             "block": self.block_number,
             "emitted": self.emitted,
-            "next": [self.epoch, self.ordinal, self.offset],
+            "next": [self.epoch, self.ordinal, self.offset, self.whole],
             "starts": {str(block): list(start) for block, start in self.starts.items()},
         }
 
@@ -202,8 +203,8 @@ class RowStream:
         found: dict[Coordinate, dict[str, Any]] = {}
         # the current block comes last and leaves the file open where the stream goes on
         for block in sorted(self.starts, key=lambda each: (each == state["block"], each)):
-            epoch, ordinal, offset, count = self.starts[block]
-            self.epoch, self.ordinal, self.offset, self._iterator = epoch, ordinal, offset, None
+            *start, count = self.starts[block]
+            self._go_to(start)
             rows = self._read(count)
             if len(rows) != count:
                 raise ValueError(
@@ -217,10 +218,13 @@ class RowStream:
                 self.emitted = state["emitted"]
                 for place in self.order[: self.emitted]:
                     self.block[int(place)] = None
-        if [self.epoch, self.ordinal, self.offset] != state["next"]:
-            self._iterator = None
-            self.epoch, self.ordinal, self.offset = state["next"]
+        if [self.epoch, self.ordinal, self.offset, self.whole] != state["next"]:
+            self._go_to(state["next"])
         return found
+
+    def _go_to(self, place: Sequence[int]) -> None:
+        self.epoch, self.ordinal, self.offset, self.whole = place
+        self._iterator = None
 
 
 @dataclass
@@ -337,7 +341,7 @@ class StreamGroup:
             shape = self.measure.of(width, height, tokens)
         except (*BROKEN, KeyError, AttributeError, ZeroDivisionError) as error:
             reason = UNREADABLE if isinstance(error, OSError) else "the row is not of the schema"
-            self.refusals.add(source.name, reason, f"{where}: {error}")
+            self.refusals.add(source.name, reason, f"{where}: {told(error)}")
             return None
         if not self.measure.fits(shape):
             self.refusals.add(source.name, TOO_LONG, f"{where}: {tokens} tokens of text")
@@ -704,7 +708,7 @@ class StreamDataset(IterableDataset):
                 good.append(decoded(row))
             except BROKEN as error:
                 failed += 1
-                self.refusals.add(group.sources[number].name, UNREADABLE, f"{row.get('source', '')}: {error}")
+                self.refusals.add(group.sources[number].name, UNREADABLE, f"{row.get('source', '')}: {told(error)}")
                 continue
             if number >= 0:
                 self.refusals.accept(group.sources[number].name)
