@@ -1,12 +1,14 @@
 """Streamed micro-batches: the same items however they are drawn, equal shapes over ranks, endless, exact to resume."""
 
+import io
 import random
+import tarfile
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from tiny import document_row, picture_row, processor
+from tiny import document_row, noise, picture_row, png, processor
 
 from training.collator import GroupCollator
 from training.data.refusals import Refusals, TooManyRefused
@@ -487,3 +489,75 @@ def test_too_many_refused_is_not_taken_for_a_broken_shard(tmp_path):
 
     with pytest.raises(TooManyRefused):
         RowStream(Source(), 0, 0, 1, 1, 4, Refusals()).next()
+
+
+# -- mapped sources --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory):
+    """Captioned pictures as WebDataset tars: four of six, one without its text, one no image."""
+    root = tmp_path_factory.mktemp("tars")
+    for shard in range(4):
+        with tarfile.open(root / f"{shard:05d}.tar", "w") as tar:
+            for index in range(6 * shard, 6 * shard + 6):
+                image = png(noise(20, 20, index)) if index != 3 else b"no image"
+                for suffix, content in (("png", image), ("txt", f"picture {index}".encode() if index != 8 else b" ")):
+                    member = tarfile.TarInfo(f"{index:05d}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return root
+
+
+def mapped(tars) -> SourceArguments:
+    return SourceArguments(dataset={"path": str(tars), "layout": "caption-pairs", "license": "CC0-1.0"})
+
+
+@pytest.mark.parametrize("streams", [1, 2, 6])
+def test_tars_stream_shard_by_shard(tars, streams):
+    refusals, together = Refusals(), []
+    for which in range(streams):
+        source = ShardedRows(mapped(tars), refusals)
+        assert source.num_shards == 4
+        one = RowStream(source, 0, which, streams, 1, 8, refusals)
+        text = texts(one, 1)[0]
+        while one.starts[one.block_number][0] == 0:
+            together.append(text)
+            text = texts(one, 1)[0]
+    assert sorted(together) == sorted(f"picture {index}" for index in range(24) if index not in (3, 8))
+    assert len(refusals.as_dict()[str(tars)]["reasons"]) == 2
+
+
+def test_mapped_rows_make_the_same_items_resumed(tars, tmp_path):
+    def make():
+        arguments = GroupArguments("natural", 1, rows=3, sources=[mapped(tars)])
+        collator = GroupCollator(processor(), "natural", 1)
+        data = settings()
+        return StreamDataset([StreamGroup(arguments, collator, data, 3)], data, 20, refusals=Refusals(max_share=1.0))
+
+    straight = list(StreamLoader(make()))
+    loader = StreamLoader(make())
+    taken = iter(loader)
+    for _ in range(11):
+        next(taken)
+    loader.save(tmp_path)
+    again = make()
+    load_state(again, tmp_path)
+    for number, item in enumerate(StreamLoader(again), 11):
+        assert_equal(item, straight[number], number)
+
+
+def test_mapped_rows_are_indexed_for_the_map_style_plan_too(tars):
+    from training.data.mixture import RowSource
+
+    refusals = Refusals()
+    source = RowSource(mapped(tars), refusals)
+    assert sorted(source.column("text")) == sorted(f"picture {index}" for index in range(24) if index not in (3, 8))
+    assert {tuple(size) for size in source.sizes} == {(20, 20)}
+    assert refusals.refused == 2
+
+
+def test_a_source_is_named_in_one_way():
+    for given in ({}, {"path": "x", "dataset": {"path": "y"}}):
+        with pytest.raises(ValueError, match="needs `path` or `dataset`"):
+            SourceArguments(**given)

@@ -164,12 +164,12 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for group in _list(data.get("groups"), "`groups`"):
         _check_keys(group, GroupArguments, "a group")
         for source in _list(group.get("sources"), "`sources`"):
-            _check_keys(source, SourceArguments, "a source")
+            _check_source(source)
     settings = data.get("data") or {}
     _check_keys(settings, DataArguments, "`data`")
     _check_keys(settings.get("curriculum") or {}, CurriculumArguments, "`data.curriculum`")
     for source in _list(settings.get("sources"), "`data.sources`"):
-        _check_keys(source, SourceArguments, "a source")
+        _check_source(source)
     DataArguments(**{key: value for key, value in settings.items() if value is not None})
     if settings.get("sources") and data.get("groups"):
         raise ValueError("`groups` and `data.sources` say the same in two ways: give one of them.")
@@ -180,6 +180,12 @@ def _list(given: Any, where: str) -> list:
     if given is not None and not isinstance(given, list):
         raise ValueError(f"{where} must be a list, got {given!r}.")
     return given or []
+
+
+def _check_source(given: dict[str, Any]) -> None:
+    _check_keys(given, SourceArguments, "a source")
+    if not given.get("path") and not given.get("dataset"):
+        raise ValueError("a source lacks the key 'path' (or 'dataset').")
 
 
 def _check_keys(given: dict[str, Any], target: type, where: str) -> None:

@@ -37,11 +37,16 @@ class RowSource:
     """
 
     def __init__(self, arguments: SourceArguments, refusals: Refusals | None = None):
+        from datasets import Dataset as ArrowDataset
         from datasets import Image as ImageFeature
 
         refusals = Refusals() if refusals is None else refusals
-        self.name = arguments.path
-        self.folder, rows = _open_rows(arguments, refusals)
+        self.name, self.mapped = arguments.name, None
+        if arguments.dataset:
+            self._map(arguments, refusals)
+            return
+        self.folder, files = find_shards(arguments.path)
+        rows = ArrowDataset.from_parquet(files, cache_dir=str(self.folder / ".arrow"))
         missing = {"image", "text", "task", "kind"} - set(rows.column_names)
         if missing:
             raise ValueError(f"{self.folder} lacks the columns {sorted(missing)}; see training/data/schema.py.")
@@ -57,15 +62,38 @@ class RowSource:
                 continue
             refusals.accept(self.name)
         lengths = np.array([len(text.encode()) for text in self._column("text")], dtype=np.int64)
+        self._limit(arguments, keep, sizes, lengths)
+
+    def _map(self, arguments: SourceArguments, refusals: Refusals) -> None:
+        """Index the rows of a data set that is mapped: each is mapped once now, and again when it is drawn."""
+        from .mapping import RowRefused, read_source
+
+        self.mapped = read_source(arguments, refusals=refusals, verify=False)
+        self.folder, self.rows = Path(self.name), self.mapped.dataset
+        sizes = np.zeros((len(self.rows), 2), dtype=np.int64)
+        lengths, keep = np.zeros(len(sizes), dtype=np.int64), np.zeros(len(sizes), dtype=bool)
+        for place in range(len(sizes)):
+            try:
+                row = self.mapped.row(self.rows[place])
+            except RowRefused as refused:
+                refusals.add(self.name, refused.reason, f"row {place}: {refused.detail}")
+                continue
+            refusals.accept(self.name)
+            if row is not None:
+                keep[place] = True
+                sizes[place], lengths[place] = image_size(row["image"]["bytes"]), len(row["text"].encode())
+        self._limit(arguments, keep, sizes, lengths)
+
+    def _limit(self, arguments: SourceArguments, keep: np.ndarray, sizes: np.ndarray, lengths: np.ndarray) -> None:
         if not keep.any():
-            raise ValueError(f"{self.folder} has no row that can be read ({len(keep)} rows).")
+            raise ValueError(f"{self.name} has no row that can be read ({len(keep)} rows).")
         if arguments.max_area:
             keep &= sizes.prod(axis=1) <= arguments.max_area
         if arguments.max_characters:
             keep &= lengths <= arguments.max_characters
         self.index = np.flatnonzero(keep)
         if not len(self.index):
-            raise ValueError(f"No row of {self.folder} passes max_area and max_characters.")
+            raise ValueError(f"No row of {self.name} passes max_area and max_characters.")
         self.sizes, self.lengths = sizes[self.index], lengths[self.index]
 
     def _column(self, name: str):
@@ -74,6 +102,8 @@ class RowSource:
 
     def column(self, name: str) -> list:
         """A column's values, of the rows that are drawn from."""
+        if self.mapped is not None:
+            return [self[position][name] for position in range(len(self))]
         values = list(self._column(name))
         return [values[place] for place in self.index]
 
@@ -81,15 +111,8 @@ class RowSource:
         return len(self.index)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        return self.rows[int(self.index[position])]
-
-
-def _open_rows(arguments: SourceArguments, refusals: Refusals):
-    """Where a source lies, and its rows as a `datasets.Dataset`."""
-    from datasets import Dataset as ArrowDataset
-
-    folder, files = find_shards(arguments.path)
-    return folder, ArrowDataset.from_parquet(files, cache_dir=str(folder / ".arrow"))
+        row = self.rows[int(self.index[position])]
+        return row if self.mapped is None else self.mapped.row(row)
 
 
 def find_shards(path: str) -> tuple[Path, list[str]]:

@@ -18,24 +18,37 @@ TASKS = ("ocr", "caption", "markdown")
 
 @dataclass
 class SourceArguments:
-    """Rows in the data schema, or rows that a mapping brings into it.
+    """Rows in the data schema, or rows of any data set that a mapping brings into it.
 
     Args:
-        path: a folder of parquet shards, the name of a data set that `unit data` built in the cache, or with `mapping`
-            whatever `training/data/mapping.py` reads.
+        path: a folder of parquet shards in the schema, or the name of a data set that `unit data` built in the cache.
+        dataset: in place of `path`: any data set and how its columns become ours; see `training/data/mapping.py`.
         weight: share of the group's rows, relative to its other sources.
         max_area: only rows of at most so many pixels, 0 for all.
         max_characters: only rows with at most so many bytes of text, 0 for all.
         kind: `"natural"` or `"document"`; needed below `data`, where the groups are worked out.
-        mapping: how the source's columns become the schema's; see `training/data/mapping.py`.
+
+    Raises:
+        ValueError: neither or both of `path` and `dataset`.
     """
 
-    path: str
+    path: str = ""
     weight: float = 1.0
     max_area: int = 0
     max_characters: int = 0
     kind: str = ""
-    mapping: dict[str, Any] = field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if bool(self.path) == bool(self.dataset):
+            raise ValueError("A source needs `path` or `dataset`, one of the two.")
+        if self.dataset:
+            self.kind = self.kind or self.dataset.get("kind") or ""
+
+    @property
+    def name(self) -> str:
+        """What refusals and errors call it."""
+        return self.path or str(self.dataset.get("path"))
 
 
 @dataclass
@@ -166,7 +179,7 @@ class DataArguments:
             raise ValueError("data.sources needs data.patches, the size of a micro-batch.")
         for source in self.sources:
             if source.kind not in KINDS:
-                raise ValueError(f"data.sources: {source.path!r} needs kind: natural or document.")
+                raise ValueError(f"data.sources: {source.name!r} needs kind: natural or document.")
 
 
 def check_weights(weights: Mapping[str, float], known: Sequence[str], where: str) -> None:
