@@ -315,7 +315,15 @@ def main(path: str | Path, overrides: list[str] | None = None) -> Path:
     started = time.time()
     checkpoint = get_last_checkpoint(arguments.output_dir) if os.path.isdir(arguments.output_dir) else None
     if checkpoint:  # the plan stays as it was laid out, also over another number of processes
-        recipe.data = layout_of(checkpoint) | {key: value for key, value in recipe.data.items() if value}
+        layout = layout_of(checkpoint)
+        before, now = layout.pop("batches_per_step", 0), _micro_batches(arguments) // arguments.max_steps
+        if before and before != now:
+            print(
+                f"{checkpoint} took {before} micro-batches a step and this run takes {now}: rows do not come as they "
+                "would have. Keep the product of processes and gradient_accumulation_steps to go on exactly.",
+                flush=True,
+            )
+        recipe.data = layout | {key: value for key, value in recipe.data.items() if value}
     run = {"teacher": _teacher_run, "llava": _llava_run}.get(recipe.stage, _stage_run)
     trainer, finish = run(recipe, arguments)
     print(trainable_table(trainer.model), flush=True)
@@ -325,6 +333,11 @@ def main(path: str | Path, overrides: list[str] | None = None) -> Path:
     out = Path(arguments.output_dir)
     finish(out)
     write_log(out, recipe, trainer.state.log_history, time.time() - started)
+    if getattr(trainer, "stream_loader", None) is not None and trainer.is_world_process_zero():
+        refusals = trainer.stream_loader.all_refusals()
+        (out / "refusals.json").write_text(json.dumps(refusals.as_dict(), indent=1))
+        if refusals.refused:
+            print(f"Rows left out:\n{refusals}", flush=True)
     print(f"Saved to {out}", flush=True)
     if hub.get("push_to_hub") and trainer.is_world_process_zero():
         push_run(out, hub)

@@ -266,7 +266,8 @@ class UnitTrainer(TimeLimit):
         if self.stream_loader is not None:
             self.stream_loader.save(output_dir)
         elif isinstance(self.train_dataset, MixtureDataset) and self.is_world_process_zero():
-            write_state(output_dir, 0, {"ranks": self.train_dataset.ranks})
+            batches = self.args.gradient_accumulation_steps * max(1, self.args.world_size)
+            write_state(output_dir, 0, {"ranks": self.train_dataset.ranks, "batches_per_step": batches})
 
 
 class IntraScaleTrainer(UnitTrainer):

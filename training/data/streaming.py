@@ -29,6 +29,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..collator import GroupCollator
@@ -759,7 +760,9 @@ class StreamLoader:
     def __init__(self, dataset: StreamDataset, **kwargs):
         self.dataset = dataset
         workers = dataset.workers if kwargs.pop("num_workers", 0) else 0
-        self.loader = DataLoader(dataset, batch_size=None, collate_fn=_as_it_is, num_workers=workers, **kwargs)
+        # a generator of its own: the workers' seeds would be drawn from the one that a checkpoint restores
+        kwargs |= {"generator": torch.Generator(), "num_workers": workers}
+        self.loader = DataLoader(dataset, batch_size=None, collate_fn=_as_it_is, **kwargs)
         self.taken = dataset.start // dataset.world  # micro-batches of this rank
         self.states = dict(dataset.states)
         self.refusals: dict[int, dict[str, Any]] = {}
@@ -783,14 +786,23 @@ class StreamLoader:
         for state in self.states.values():
             for each in state:
                 total.update(each["counts"])
-        refused = sum(source["refused"] for counts in self.refusals.values() for source in counts.values())
-        return dict(total) | {"refused": refused}
+        return dict(total) | {"refused": self.all_refusals().refused}
+
+    def all_refusals(self) -> Refusals:
+        """What the workers of this process have skipped so far in this run."""
+        total = Refusals(max_share=1.0)
+        for counts in self.refusals.values():
+            each = Refusals(max_share=1.0)
+            each.load_dict(counts)
+            total.merge(each)
+        return total
 
     def save(self, folder: str | Path) -> None:
         """Write `data-state-RANK.json` into a checkpoint."""
         dataset = self.dataset
         mine = {str(stream): _plain(state) for stream, state in self.states.items() if stream in self._own()}
         content = {"item": self.taken * dataset.world, "ranks": dataset.ranks, "streams": dataset.streams}
+        content["batches_per_step"] = dataset.batches_per_step
         write_state(folder, dataset.rank, content | {"states": mine})
 
     def _own(self) -> set[int]:
@@ -818,10 +830,11 @@ def _plain(state: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def layout_of(folder: str | Path) -> dict[str, int]:
-    """`ranks` and `streams` (streaming only) that the run of a checkpoint was planned for; empty when unknown."""
+    """What the run of a checkpoint was planned for: `ranks`, `streams` (streaming only), and `batches_per_step`, the
+    micro-batches of all ranks in an optimiser step; empty when unknown."""
     for file in sorted(Path(folder).glob("data-state-*.json")):
         content = json.loads(file.read_text())
-        return {key: content[key] for key in ("ranks", "streams") if key in content}
+        return {key: content[key] for key in ("ranks", "streams", "batches_per_step") if key in content}
     return {}
 
 
