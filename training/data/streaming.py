@@ -41,7 +41,7 @@ NO_SHARD = "a shard cannot be read"
 # The golden ratio: multiples of it, modulo 1, fill [0, 1) more evenly than random numbers do
 GOLDEN = (5**0.5 - 1) / 2
 PROBED_SHARDS = 16  # the probe looks into so many shards of a source, evenly spread [ours]
-DRAWS = 64  # rows read for each row of a micro-batch, at most, before others take their place [ours]
+DRAWS = 16  # rows read for each row of a micro-batch, at most, before others take their place [ours]
 READ = 64  # rows asked of `datasets` at once: five times as fast as one by one [measured]
 SPARES = 4  # rows of the probe kept for each shape
 
@@ -530,10 +530,21 @@ class StreamFiller:
         self.level = level
         shape = sequence.shapes[number]
         count = self.group.measure.rows_in(shape)
+        fitting = {
+            smaller
+            for smaller in range(number)
+            if all(a <= b for a, b in zip(sequence.shapes[smaller], shape, strict=True))
+        }
         buckets = [sequence.bucket(entry.shape) for entry in self.waiting]
         mine, size = buckets.count(number), self._size(self.waiting)
         last = self.drawn + DRAWS * count
-        while mine < count and size < self.most and self.drawn < last:
+        while mine < count and self.drawn < last:
+            if size >= self.most:
+                if mine + sum(bucket in fitting for bucket in buckets) >= count:
+                    break  # smaller rows are padded up to it
+                self._make_room(buckets, number)
+                buckets = [sequence.bucket(entry.shape) for entry in self.waiting]
+                size = self._size(self.waiting)
             entry = self.draw(level)
             bucket = sequence.bucket(entry.shape)
             if bucket is None:  # larger than every row of the probe
@@ -545,11 +556,8 @@ class StreamFiller:
             size += self._size([entry])
         chosen = [place for place, bucket in enumerate(buckets) if bucket == number][:count]
         # smaller rows, the nearest in size first
-        for smaller in range(number - 1, -1, -1):
-            if len(chosen) == count:
-                break
-            fitting = all(a <= b for a, b in zip(sequence.shapes[smaller], shape, strict=True))
-            borrowed = [place for place, bucket in enumerate(buckets) if fitting and bucket == smaller]
+        for smaller in sorted(fitting, reverse=True):
+            borrowed = [place for place, bucket in enumerate(buckets) if bucket == smaller]
             borrowed = borrowed[: count - len(chosen)]
             self.counts["padded_up"] += len(borrowed)
             chosen += borrowed
@@ -561,32 +569,31 @@ class StreamFiller:
         again = rows or [(-1, row) for row in sequence.spares[number]]
         rng = np.random.default_rng([self.group.seed, 6, self.stream, self.drawn])
         rows = rows + [again[int(rng.integers(len(again)))] for _ in range(count - len(rows))]
-        self._drop(sequence)
         return shape, rows
 
-    def _drop(self, sequence: ShapeSequence) -> None:
-        """Where as much waits as may, the fullest size gives up its oldest rows until a quarter is free."""
-        size = self._size(self.waiting)
-        if size < self.most:
-            return
-        while size > 0.75 * self.most and self.waiting:
-            buckets = [sequence.bucket(entry.shape) for entry in self.waiting]
-            weights = Counter()
+    def _make_room(self, buckets: list[int], number: int) -> None:
+        """Of what waits, the size of which there is most, other than `number`, gives up its oldest rows until an
+        eighth is free. They come again in the next epoch."""
+        sizes = Counter()
+        for entry, bucket in zip(self.waiting, buckets, strict=True):
+            sizes[bucket] += self._size([entry])
+        del sizes[number]
+        excess = self._size(self.waiting) - 0.875 * self.most
+        while excess > 0 and sizes:
+            fullest = max(sizes, key=lambda bucket: (sizes[bucket], -bucket))
+            half = max(sizes[fullest] / 2, 1)  # the next fullest may be fuller then
+            kept, kept_buckets = [], []
             for entry, bucket in zip(self.waiting, buckets, strict=True):
-                weights[bucket] += self._size([entry])
-            fullest = max(weights, key=lambda bucket: (weights[bucket], -bucket))
-            excess = size - 0.75 * self.most
-            second = max((weight for bucket, weight in weights.items() if bucket != fullest), default=0)
-            give = min(excess, max(1, weights[fullest] - second))
-            kept = []
-            for entry, bucket in zip(self.waiting, buckets, strict=True):
-                if bucket == fullest and give > 0:
-                    give -= self._size([entry])
-                    size -= self._size([entry])
+                size = self._size([entry])
+                if bucket == fullest and excess > 0 and half > 0:
+                    excess, half = excess - size, half - size
+                    sizes[fullest] -= size
                     self.counts["dropped"] += 1
                 else:
                     kept.append(entry)
-            self.waiting = kept
+                    kept_buckets.append(bucket)
+            self.waiting, buckets = kept, kept_buckets
+            sizes = Counter({bucket: size for bucket, size in sizes.items() if size > 0})
 
     def _pack(self, level: int) -> tuple[Shape, list[tuple[int, dict[str, Any]]]]:
         rows, patches = [], 0
