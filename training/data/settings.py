@@ -137,8 +137,9 @@ class DataArguments:
         curriculum: settings of [`CurriculumArguments`].
         streaming: read shard after shard instead of indexing every row beforehand; see `training/data/streaming.py`.
         shuffle_buffer: streaming: rows of a source that are shuffled together; 500 [ours].
-        buckets: streaming: shapes that rows of a group are padded to, at most; 8 [ours].
-        buffered: streaming: micro-batches' worth of rows that may wait for their like, in each group; 8 [ours].
+        buckets: streaming: shapes that rows of a group are padded to, at most; 16 [ours]: on the tiny recipe's pages a
+            micro-batch then holds 89% of the rows that it holds with all 72 shapes, with 8 shapes 68% [measured].
+        buffered: streaming: micro-batches' worth of rows that may wait for their like, in each group; 16 [ours].
         probe: streaming: rows of each source looked at beforehand to learn which shapes there are; 1000 [ours].
         ranks: processes that the micro-batches of one shape are planned for; 0 for as many as there are. A run may
             go on over fewer that divide it.
@@ -155,8 +156,8 @@ class DataArguments:
     curriculum: CurriculumArguments = field(default_factory=CurriculumArguments)
     streaming: bool = False
     shuffle_buffer: int = 500
-    buckets: int = 8
-    buffered: int = 8
+    buckets: int = 16
+    buffered: int = 16
     probe: int = 1000
     ranks: int = 0
     streams: int = 0
