@@ -15,10 +15,12 @@ from training.data.mixture import (
     RowSource,
     SourceArguments,
     _endless_permutation,
-    _image_size,
+    image_size,
     rounded_grid,
 )
 from training.data.schema import write_shards
+
+PLAN = ("ranks", "curriculum", "batches_per_step", "max_positions", "refusals")  # settings of a GroupPlan
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +38,12 @@ def shards(tmp_path_factory):
 
 
 def plan(shards, kind="document", seed=3, window=4, names=("chunks",), weights=(1.0,), **given) -> GroupPlan:
+    more = {name: given.pop(name) for name in PLAN if name in given}
     sources = [SourceArguments(str(shards / name), weight) for name, weight in zip(names, weights, strict=True)]
     settings = {"patches": 64} if kind == "document" else {"rows": 5}
-    arguments = GroupArguments(kind, 4 if kind == "document" else 1, sources=sources, **(given or settings))
-    return GroupPlan(arguments, GroupCollator(processor(), kind, arguments.scale), seed, window)
+    given = given if given.keys() & {"rows", "patches"} else settings | given
+    arguments = GroupArguments(kind, 4 if kind == "document" else 1, sources=sources, **given)
+    return GroupPlan(arguments, GroupCollator(processor(), kind, arguments.scale), seed, window, **more)
 
 
 def rows_of(group: GroupPlan, steps) -> list[tuple[int, int]]:
@@ -157,7 +161,7 @@ def test_batches_hold_as_many_patches_as_asked(shards):
 
 def test_sizes_are_read_off_the_header():
     row = document_row("a", 37, 11)
-    assert _image_size(row["image"]["bytes"]) == (37, 11)
+    assert image_size(row["image"]["bytes"]) == (37, 11)
 
 
 # -- sources ---------------------------------------------------------------------------------------
@@ -171,7 +175,7 @@ def test_rows_can_be_limited_by_area_and_length(shards):
     assert len(short) == 39
     for position in range(len(small)):
         assert small[position]["text"].startswith(("row", "xxx"))
-        assert _image_size(small[position]["image"]["bytes"]) == tuple(small.sizes[position])
+        assert image_size(small[position]["image"]["bytes"]) == tuple(small.sizes[position])
 
 
 def test_limits_that_leave_nothing_are_refused(shards):

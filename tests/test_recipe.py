@@ -337,3 +337,83 @@ def test_lora_is_merged_when_the_run_ends(toy, tmp_path):
     assert not torch.equal(
         model.state_dict()["vision_model.blocks.0.attn.qkv.weight"], first["vision_model.blocks.0.attn.qkv.weight"]
     )
+
+
+# -- streaming, curriculum, shares -----------------------------------------------------------------
+
+
+def shared_recipe(toy, out, **data) -> dict:
+    """Stage 2 from shares instead of groups."""
+    recipe = yaml.safe_load((toy / "stage2.yaml").read_text())
+    del recipe["groups"]
+    recipe["data"] = {
+        "patches": 120,
+        "exchanged": 0.3,
+        "sources": [
+            {"path": str(toy / "documents"), "kind": "document"},
+            {"path": str(toy / "pictures"), "kind": "natural"},
+        ],
+    } | data
+    recipe["training"] |= {"output_dir": str(out), "max_steps": 4, "save_steps": 2}
+    return recipe
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_streamed_run_from_shares_resumes_at_the_same_weights(toy, tmp_path, workers):
+    curriculum = {"steps": 2, "text": [9, 12], "levels": 2}
+    recipe = shared_recipe(toy, tmp_path / "straight", streaming=True, shuffle_buffer=4, curriculum=curriculum)
+    recipe["training"]["dataloader_num_workers"] = workers
+    path = written(tmp_path, yaml.safe_dump(recipe))
+    straight = load_file(main(path) / "model.safetensors")
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "straight" / "checkpoint-2", again / "checkpoint-2")
+    resumed = load_file(main(path, [f"training.output_dir={again}"]) / "model.safetensors")
+    for name, tensor in straight.items():
+        assert torch.equal(resumed[name], tensor), name
+    entries = [json.loads(line) for line in (again / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3, 4]
+    assert entries[2]["data/rows"] > 0
+    assert {"natural_x4/vision_loss", "document_x1/language_loss"} <= set().union(*entries)
+
+
+def test_a_run_goes_on_with_the_plan_it_was_laid_out_for(toy, tmp_path):
+    """Two ranks' plan on one: nothing needs to be set again."""
+    recipe = shared_recipe(toy, tmp_path / "out", streaming=True, shuffle_buffer=4)
+    path = written(tmp_path, yaml.safe_dump(recipe))
+    main(path, ["data.ranks=2", "data.streams=4", "training.max_steps=2"])
+    state = json.loads((tmp_path / "out" / "checkpoint-2" / "data-state-0.json").read_text())
+    assert (state["item"], state["ranks"], state["streams"]) == (2, 2, 4)
+    main(path)
+    state = json.loads((tmp_path / "out" / "checkpoint-4" / "data-state-0.json").read_text())
+    assert (state["item"], state["ranks"], state["streams"]) == (4, 2, 4)
+
+
+def test_an_indexed_run_from_shares_trains(toy, tmp_path, capsys):
+    path = written(tmp_path, yaml.safe_dump(shared_recipe(toy, tmp_path / "out", tasks={"ocr": 1})))
+    out = main(path, ["training.max_steps=2"])
+    assert json.loads((out / "checkpoint-2" / "data-state-0.json").read_text()) == {
+        "ranks": 1,
+        "batches_per_step": 1,
+    }
+    main(path, ["training.max_steps=3", "training.gradient_accumulation_steps=2"])
+    assert "took 1 micro-batches a step and this run takes 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data: {stream: true}\n", "Unknown key 'stream' in `data`. Did you mean 'streams'?"),
+        ("data: {curriculum: {step: 3}}\n", "Did you mean 'steps'?"),
+        ("data: {sources: [{weight: 1}]}\n", "a source lacks the key 'path'"),
+        (
+            "groups: [{kind: document, scale: 4}]\ndata: {patches: 9, sources: [{path: a, kind: document}]}\n",
+            "`groups` and `data.sources` say the same",
+        ),
+        ("data: {exchanged: 2}\n", "data.exchanged must lie between 0 and 1"),
+    ],
+)
+def test_wrong_data_settings_are_refused_in_one_line(tmp_path, text, words):
+    with pytest.raises(ValueError) as error:
+        read_recipe(written(tmp_path, "stage: inter_scale\n" + text))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from modeling_unit.processing_unit import UnitProcessor
 
 from .data.augment import augment_document, composite_picture
 from .packing import pack_rows
+from .tokenizer import TASK_TOKENS, byte_tokenizer
 
 # Characters that the auxiliary head names: printable ASCII; 0 is "no character", the last class any other character
 CHARACTERS = "".join(chr(code) for code in range(33, 127))
@@ -126,8 +128,31 @@ class GroupCollator:
             alone = [self._alone(row, rng) for row in rows]
             return pack_rows(alone, self.image_processor.patch_size, self.processor.tokenizer.pad_token_id, TEXT_STEP)
         if self.kind == "natural":
-            return self._natural(rows, rng)
+            return self._natural(rows, rng, shape[2])
         return self._documents(rows, rng, shape)
+
+    @cached_property
+    def reads_bytes(self) -> bool:
+        """Whether a text has as many tokens as bytes, and one for its prompt."""
+        return self.processor.tokenizer.get_vocab() == byte_tokenizer().get_vocab() and all(
+            len(self.processor.prompt_ids(task)) == 1 for task in TASK_TOKENS
+        )
+
+    def text_tokens(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
+        """How many tokens prompt, text and end of each row are, `(len(texts),)`."""
+        prompts = {task: len(self.processor.prompt_ids(task)) + 1 for task in set(tasks)}
+        if self.reads_bytes:
+            lengths = [len(text.encode()) for text in texts]
+        else:
+            tokenizer = self.processor.tokenizer
+            lengths = [
+                len(ids)
+                for begin in range(0, len(texts), 1000)
+                for ids in tokenizer(
+                    list(texts[begin : begin + 1000]), add_special_tokens=False, split_special_tokens=True
+                )["input_ids"]
+            ]
+        return np.array([length + prompts[task] for length, task in zip(lengths, tasks, strict=True)], dtype=np.int64)
 
     def _alone(self, row, rng):
         """A batch of one row, its grid the one that its image has before it is changed: packs stay in their budget."""
@@ -137,7 +162,7 @@ class GroupCollator:
             [row], rng, (*self.image_processor.grid_for(*_open(row).size, "document", self.scale), 0)
         )
 
-    def _natural(self, rows, rng):
+    def _natural(self, rows, rng, text_tokens: int = 0):
         processor = self.image_processor
         side = round(processor.area(self.scale) ** 0.5)
         batch: dict[str, list] = {"pixels": [], "small": []}
@@ -151,7 +176,7 @@ class GroupCollator:
             out["teacher_pixel_values"] = self._pixels(batch["small"])
         rows_, cols = (size // processor.patch_size for size in out["pixel_values"].shape[-2:])
         texts = [(row["text"], row["task"], None) for row in rows]
-        return out | self._texts(texts, rows_, cols)
+        return out | self._texts(texts, rows_, cols, text_tokens)
 
     def _documents(self, rows, rng, shape):
         processor = self.image_processor

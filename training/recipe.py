@@ -43,7 +43,10 @@ from modeling_unit.vision_sources_unit import find_model_type, find_vision_sourc
 from .adapter import ADAPTER, BASE, base_of, is_adapted, save_adapter, save_base
 from .arguments import LoraArguments, UnitTrainingArguments
 from .collator import NUM_CHARACTER_CLASSES, GroupCollator
-from .data.mixture import GroupArguments, GroupPlan, MixtureDataset, SourceArguments
+from .data.mixture import GroupPlan, MixtureDataset
+from .data.refusals import Refusals
+from .data.settings import CurriculumArguments, DataArguments, GroupArguments, SourceArguments, expand_groups
+from .data.streaming import StreamDataset, StreamGroup, layout_of
 from .live import LiveArguments, LivePictures, LiveTeacherModel, LiveTeacherTrainer, live_views
 from .llava_data import ConversationCollator, Conversations, LlavaTrainer
 from .lora import add_lora
@@ -88,6 +91,8 @@ class Recipe:
             zero.
         image_processor: settings of [`UnitImageProcessor`] of a new model, in place of those that suit its start.
         groups: rows of each kind and scale in a micro-batch (stages 1 and 2).
+        data: settings of [`DataArguments`] (stages 1 and 2): streaming, curriculum, ranks; or in place of `groups`
+            sources with shares of kinds, tasks and exchanged scales.
         pictures, pictures_per_batch: data set and batch of stage zero.
         live: settings of [`LiveArguments`]: stage zero by live distillation, for a GPU; else from cached targets.
         conversations, images: data of the stage `llava`: a file in LLaVA's format and the folder of its images, or a
@@ -108,6 +113,7 @@ class Recipe:
     model: dict[str, Any] = field(default_factory=dict)
     image_processor: dict[str, Any] = field(default_factory=dict)
     groups: list[dict[str, Any]] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
     pictures: str | None = None
     pictures_per_batch: int = 64
     live: dict[str, Any] = field(default_factory=dict)
@@ -158,7 +164,15 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for group in _list(data.get("groups"), "`groups`"):
         _check_keys(group, GroupArguments, "a group")
         for source in _list(group.get("sources"), "`sources`"):
-            _check_keys(source, SourceArguments, "a source")
+            _check_source(source)
+    settings = data.get("data") or {}
+    _check_keys(settings, DataArguments, "`data`")
+    _check_keys(settings.get("curriculum") or {}, CurriculumArguments, "`data.curriculum`")
+    for source in _list(settings.get("sources"), "`data.sources`"):
+        _check_source(source)
+    DataArguments(**{key: value for key, value in settings.items() if value is not None})
+    if settings.get("sources") and data.get("groups"):
+        raise ValueError("`groups` and `data.sources` say the same in two ways: give one of them.")
     return Recipe(**{key: value for key, value in data.items() if value is not None})
 
 
@@ -166,6 +180,12 @@ def _list(given: Any, where: str) -> list:
     if given is not None and not isinstance(given, list):
         raise ValueError(f"{where} must be a list, got {given!r}.")
     return given or []
+
+
+def _check_source(given: dict[str, Any]) -> None:
+    _check_keys(given, SourceArguments, "a source")
+    if not given.get("path") and not given.get("dataset"):
+        raise ValueError("a source lacks the key 'path' (or 'dataset').")
 
 
 def _check_keys(given: dict[str, Any], target: type, where: str) -> None:
@@ -293,16 +313,31 @@ def main(path: str | Path, overrides: list[str] | None = None) -> Path:
         check_destination(hub)  # before the work, not after it
     set_seed(arguments.seed)
     started = time.time()
+    checkpoint = get_last_checkpoint(arguments.output_dir) if os.path.isdir(arguments.output_dir) else None
+    if checkpoint:  # the plan stays as it was laid out, also over another number of processes
+        layout = layout_of(checkpoint)
+        before, now = layout.pop("batches_per_step", 0), _micro_batches(arguments) // arguments.max_steps
+        if before and before != now:
+            print(
+                f"{checkpoint} took {before} micro-batches a step and this run takes {now}: rows do not come as they "
+                "would have. Keep the product of processes and gradient_accumulation_steps to go on exactly.",
+                flush=True,
+            )
+        recipe.data = layout | {key: value for key, value in recipe.data.items() if value}
     run = {"teacher": _teacher_run, "llava": _llava_run}.get(recipe.stage, _stage_run)
     trainer, finish = run(recipe, arguments)
     print(trainable_table(trainer.model), flush=True)
-    checkpoint = get_last_checkpoint(arguments.output_dir) if os.path.isdir(arguments.output_dir) else None
     if checkpoint:
         print(f"Going on from {checkpoint}", flush=True)
     trainer.train(resume_from_checkpoint=checkpoint)
     out = Path(arguments.output_dir)
     finish(out)
     write_log(out, recipe, trainer.state.log_history, time.time() - started)
+    if getattr(trainer, "stream_loader", None) is not None and trainer.is_world_process_zero():
+        refusals = trainer.stream_loader.all_refusals()
+        (out / "refusals.json").write_text(json.dumps(refusals.as_dict(), indent=1))
+        if refusals.refused:
+            print(f"Rows left out:\n{refusals}", flush=True)
     print(f"Saved to {out}", flush=True)
     if hub.get("push_to_hub") and trainer.is_world_process_zero():
         push_run(out, hub)
@@ -379,27 +414,7 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
                 f"The teacher puts {prefix_tokens(teacher.config)} class and register tokens in front of its patch "
                 f"tokens, the encoder {model.config.num_prefix_tokens}: L_vis compares them token by token."
             )
-    plans = []
-    for group in recipe.groups:
-        group = dict(group)
-        group["sources"] = [SourceArguments(**source) for source in group.get("sources", [])]
-        settings = GroupArguments(**group)
-        slots = model.config.character_slots if arguments.character_weight else 0
-        plans.append(
-            GroupPlan(
-                settings,
-                GroupCollator(
-                    processor,
-                    settings.kind,
-                    settings.scale,
-                    slots,
-                    raw=not settings.packed,
-                    packed=settings.packed,
-                ),
-                arguments.seed,
-            )
-        )
-    data = MixtureDataset(plans, _micro_batches(arguments))
+    data = stage_data(recipe, arguments, processor, model.config)
     model = add_lora(model, LoraArguments(**recipe.lora))
     if model.config.projection_dim:
         freeze_parts(model, ["projection"])  # the teacher's, kept as it is
@@ -422,6 +437,70 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         processor.save_pretrained(out)
 
     return trainer, finish
+
+
+def stage_data(
+    recipe: Recipe, arguments: UnitTrainingArguments, processor: UnitProcessor, config: UnitConfig
+) -> MixtureDataset | StreamDataset:
+    """The micro-batches of stage 1 or 2, of this process where they are streamed.
+
+    Raises:
+        ValueError: sources that are not there or have no row that may come, processes that do not suit the plan.
+    """
+    settings = DataArguments(**{key: value for key, value in recipe.data.items() if value is not None})
+    if settings.sources:
+        images = processor.image_processor
+        patches = {scale: images.area(scale) / images.patch_size**2 for scale in (1, 4)}
+        groups = expand_groups(settings, recipe.stage, patches)
+    else:
+        groups = [
+            GroupArguments(**(group | {"sources": [SourceArguments(**each) for each in group.get("sources", [])]}))
+            for group in recipe.groups
+        ]
+    world = max(1, arguments.world_size)
+    batches_per_step = arguments.gradient_accumulation_steps * world
+    length = _micro_batches(arguments)
+    slots = config.character_slots if arguments.character_weight else 0
+    positions = getattr(config.text_config, "max_position_embeddings", None) or 0
+    refusals = Refusals()
+    collators = [
+        GroupCollator(processor, each.kind, each.scale, slots, raw=not each.packed, packed=each.packed)
+        for each in groups
+    ]
+    pairs = list(zip(groups, collators, strict=True))
+    if settings.streaming:
+        streamed = [StreamGroup(*pair, settings, arguments.seed, positions, refusals) for pair in pairs]
+        data = StreamDataset(
+            streamed,
+            settings,
+            length,
+            seed=arguments.seed,
+            rank=arguments.process_index,
+            world=world,
+            workers=arguments.dataloader_num_workers,
+            batches_per_step=batches_per_step,
+            refusals=refusals,
+        )
+    else:
+        ranks = settings.ranks or world
+        if ranks % world:
+            raise ValueError(f"data.ranks={ranks} must be a multiple of the {world} processes.")
+        plans = [
+            GroupPlan(
+                *pair,
+                arguments.seed,
+                ranks=ranks,
+                curriculum=settings.curriculum,
+                batches_per_step=batches_per_step,
+                max_positions=positions,
+                refusals=refusals,
+            )
+            for pair in pairs
+        ]
+        data = MixtureDataset(plans, length)
+    if refusals.refused:
+        print(f"Rows left out:\n{refusals}", flush=True)
+    return data
 
 
 def _llava_run(recipe: Recipe, arguments: UnitTrainingArguments):

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
+from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput, UnitImageProcessor
 from modeling_unit.architectures_unit import class_tokens, freeze_unread, run_encoder, run_encoder_packed
 
 from .arguments import UnitTrainingArguments
 from .collator import normalized_pixels
+from .data.mixture import MixtureDataset
+from .data.streaming import StreamDataset, StreamLoader, load_state, write_state
 from .losses import alignment_loss, character_loss
 from .optim import PARTS, MuonWithAdamW, parameter_groups, part_of
 from .packing import first_tokens, repacked
@@ -88,6 +91,9 @@ class UnitTrainer(TimeLimit):
         # C is drawn from a generator of its own, so that runs with and without a teacher see the same everything else
         self._sampler = torch.Generator().manual_seed(self.args.seed)
         self._check_groups()
+        self.stream_loader: StreamLoader | None = None
+        if isinstance(self.train_dataset, StreamDataset):
+            self.args.ignore_data_skip = True  # the streams go on from their own state
 
     def _check_groups(self) -> None:
         plan = getattr(self.train_dataset, "groups", None)
@@ -186,6 +192,25 @@ class UnitTrainer(TimeLimit):
     # -- what Trainer needs to know
     # ------------------------------------------------------------------------------------
 
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        if isinstance(self.train_dataset, StreamDataset) and resume_from_checkpoint:
+            if resume_from_checkpoint is True:
+                resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            load_state(self.train_dataset, resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def get_train_dataloader(self):
+        if not isinstance(self.train_dataset, StreamDataset):
+            return super().get_train_dataloader()
+        # not prepared by accelerate, which would have one process read for all, or all read everything
+        args = self.args
+        settings = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
+        if args.dataloader_num_workers:
+            settings["prefetch_factor"] = args.dataloader_prefetch_factor
+            settings["multiprocessing_context"] = args.dataloader_multiprocessing_context
+        self.stream_loader = StreamLoader(self.train_dataset, **settings)
+        return self.stream_loader
+
     def _get_train_sampler(self, *args, **kwargs):
         return SequentialSampler(self.train_dataset)  # the plan is shuffled already, and resumes exactly
 
@@ -218,6 +243,8 @@ class UnitTrainer(TimeLimit):
             logs = logs | {key: round(float(self._sums[key]) / self._counts[key], 5) for key in self._sums}
             self._sums.clear()
             self._counts.clear()
+        if "loss" in logs and self.stream_loader is not None:
+            logs = logs | {f"data/{key}": value for key, value in self.stream_loader.counts().items()}
         super().log(logs, *args, **kwargs)
 
     # -- saving
@@ -236,6 +263,11 @@ class UnitTrainer(TimeLimit):
         from safetensors.torch import save_file
 
         save_file({"sampler": self._sampler.get_state()}, str(Path(output_dir) / "sampler_state.safetensors"))
+        if self.stream_loader is not None:
+            self.stream_loader.save(output_dir)
+        elif isinstance(self.train_dataset, MixtureDataset) and self.is_world_process_zero():
+            batches = self.args.gradient_accumulation_steps * max(1, self.args.world_size)
+            write_state(output_dir, 0, {"ranks": self.train_dataset.ranks, "batches_per_step": batches})
 
 
 class IntraScaleTrainer(UnitTrainer):

@@ -1,7 +1,8 @@
 """The plan of a run: which rows make which micro-batch, drawn from a seed.
 
 A map-style dataset whose item i is the whole micro-batch i: the Trainer's own resume, which skips items without
-loading them, then restores the exact order in mid-epoch, and ranks draw different items of one plan.
+loading them, then restores the exact order in mid-epoch, and ranks draw different items of one plan. Items
+`n * ranks ... (n + 1) * ranks - 1` have one shape, so that no rank waits for another's larger batch.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import io
 import itertools
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,103 +19,140 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..collator import TEXT_STEP, GroupCollator
+from .refusals import Refusals
+from .settings import CurriculumArguments, GroupArguments, SourceArguments, pool_weights
 from .sources import data_folder
 
 # Grid rows, grid columns, text tokens
 Shape = tuple[int, int, int]
-
-
-@dataclass
-class SourceArguments:
-    """One folder of parquet shards in the data schema.
-
-    Args:
-        path: a folder, or the name of a data set that `unit data` built in the cache.
-        weight: share of the group's rows, relative to its other sources.
-        max_area: only rows of at most so many pixels, 0 for all.
-        max_characters: only rows with at most so many characters, 0 for all.
-    """
-
-    path: str
-    weight: float = 1.0
-    max_area: int = 0
-    max_characters: int = 0
-
-
-@dataclass
-class GroupArguments:
-    """Rows of one kind at one scale in every micro-batch.
-
-    Args:
-        kind: `"natural"` or `"document"`. scale: 1 or 4.
-        rows: rows in a micro-batch; 0 to fill up to `patches`.
-        patches: patches in a micro-batch, padding included; 0 when `rows` is given.
-        packed: images of any sizes together, none padded; by default those of one padded grid come together.
-        sources: where they come from.
-    """
-
-    kind: str
-    scale: int
-    rows: int = 0
-    patches: int = 0
-    packed: bool = False
-    sources: list[SourceArguments] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind}_x{self.scale}"
+# What Pillow raises for a file that is no image, or half of one, or a bomb
+BROKEN = (OSError, ValueError, TypeError, SyntaxError, struct.error, Image.DecompressionBombError)
+UNREADABLE, TOO_LONG = "the image cannot be read", "longer than the decoder's positions"
 
 
 class RowSource:
-    """The rows of one source, memory-mapped, with their sizes known beforehand."""
+    """The rows of one source, memory-mapped, with their sizes known beforehand.
 
-    def __init__(self, arguments: SourceArguments):
+    Rows whose image has no readable header are left out and counted in `refusals`.
+    """
+
+    def __init__(self, arguments: SourceArguments, refusals: Refusals | None = None):
         from datasets import Dataset as ArrowDataset
         from datasets import Image as ImageFeature
 
-        folder = Path(arguments.path)
-        if not folder.is_dir():
-            folder = data_folder(arguments.path)
-        files = sorted(str(file) for file in folder.glob("*.parquet"))
-        if not files:
-            raise ValueError(
-                f"No parquet shards in {arguments.path!r} (looked in {folder}). Build the data first: "
-                "`unit data --help`."
-            )
-        rows = ArrowDataset.from_parquet(files, cache_dir=str(folder / ".arrow"))
+        refusals = Refusals() if refusals is None else refusals
+        self.name, self.mapped = arguments.name, None
+        if arguments.dataset:
+            self._map(arguments, refusals)
+            return
+        self.folder, files = find_shards(arguments.path)
+        rows = ArrowDataset.from_parquet(files, cache_dir=str(self.folder / ".arrow"))
         missing = {"image", "text", "task", "kind"} - set(rows.column_names)
         if missing:
-            raise ValueError(f"{folder} lacks the columns {sorted(missing)}; see training/data/schema.py.")
-        self.folder = folder
+            raise ValueError(f"{self.folder} lacks the columns {sorted(missing)}; see training/data/schema.py.")
         self.rows = rows.cast_column("image", ImageFeature(decode=False))
-        sizes = np.array([_image_size(value["bytes"]) for value in self._column("image")], dtype=np.int64)
-        lengths = np.array([len(text.encode()) for text in self._column("text")], dtype=np.int64)
+        sizes = np.zeros((len(self.rows), 2), dtype=np.int64)
         keep = np.ones(len(sizes), dtype=bool)
+        for place, value in enumerate(self._column("image")):
+            try:
+                sizes[place] = image_size(value["bytes"])
+            except BROKEN as error:
+                keep[place] = False
+                refusals.add(self.name, UNREADABLE, f"row {place}: {told(error)}")
+                continue
+            refusals.accept(self.name)
+        lengths = np.array([len(text.encode()) for text in self._column("text")], dtype=np.int64)
+        self._limit(arguments, keep, sizes, lengths)
+
+    def _map(self, arguments: SourceArguments, refusals: Refusals) -> None:
+        """Index the rows of a data set that is mapped: each is mapped once now, and again when it is drawn."""
+        from .mapping import RowRefused, read_source
+
+        self.mapped = read_source(arguments, refusals=refusals, verify=False)
+        self.folder, self.rows = Path(self.name), self.mapped.dataset
+        sizes = np.zeros((len(self.rows), 2), dtype=np.int64)
+        lengths, keep = np.zeros(len(sizes), dtype=np.int64), np.zeros(len(sizes), dtype=bool)
+        for place in range(len(sizes)):
+            try:
+                row = self.mapped.row(self.rows[place])
+            except RowRefused as refused:
+                refusals.add(self.name, refused.reason, f"row {place}: {refused.detail}")
+                continue
+            refusals.accept(self.name)
+            if row is not None:
+                keep[place] = True
+                sizes[place], lengths[place] = image_size(row["image"]["bytes"]), len(row["text"].encode())
+        self._limit(arguments, keep, sizes, lengths)
+
+    def _limit(self, arguments: SourceArguments, keep: np.ndarray, sizes: np.ndarray, lengths: np.ndarray) -> None:
+        if not keep.any():
+            raise ValueError(f"{self.name} has no row that can be read ({len(keep)} rows).")
         if arguments.max_area:
             keep &= sizes.prod(axis=1) <= arguments.max_area
         if arguments.max_characters:
             keep &= lengths <= arguments.max_characters
         self.index = np.flatnonzero(keep)
         if not len(self.index):
-            raise ValueError(f"No row of {folder} passes max_area and max_characters.")
+            raise ValueError(f"No row of {self.name} passes max_area and max_characters.")
         self.sizes, self.lengths = sizes[self.index], lengths[self.index]
 
     def _column(self, name: str):
         for batch in self.rows.select_columns([name]).iter(batch_size=1000):
             yield from batch[name]
 
+    def column(self, name: str) -> list:
+        """A column's values, of the rows that are drawn from."""
+        if self.mapped is not None:
+            return [self[position][name] for position in range(len(self))]
+        values = list(self._column(name))
+        return [values[place] for place in self.index]
+
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        return self.rows[int(self.index[position])]
+        row = self.rows[int(self.index[position])]
+        return row if self.mapped is None else self.mapped.row(row)
 
 
-def _image_size(data: bytes) -> tuple[int, int]:
+def find_shards(path: str) -> tuple[Path, list[str]]:
+    """The folder and the parquet shards of a data set, given as a folder or by its name in the cache.
+
+    Raises:
+        ValueError: there are none.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        folder = data_folder(path)
+    files = sorted(str(file) for file in folder.glob("*.parquet"))
+    if not files:
+        raise ValueError(
+            f"No parquet shards in {path!r} (looked in {folder}). Build the data first: `unit data --help`."
+        )
+    return folder, files
+
+
+def image_size(data: bytes) -> tuple[int, int]:
     """Width and height from the header, without decoding."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return struct.unpack(">II", data[16:24])
     return Image.open(io.BytesIO(data)).size
+
+
+def told(error: Exception) -> str:
+    """An error in one line, without the address that Pillow puts into it."""
+    return " ".join(str(error).split(" <_io")[0].split())
+
+
+def decoded(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its image decoded.
+
+    Raises:
+        OSError, ValueError, SyntaxError: it is truncated or no image.
+    """
+    image = Image.open(io.BytesIO(row["image"]["bytes"]))
+    image.load()
+    return row | {"image": image}
 
 
 # Grids and text lengths are rounded up to few sizes: oneDNN compiles a kernel for each shape of a matrix product, so a
@@ -129,50 +166,139 @@ def rounded_grid(rows: int, cols: int) -> tuple[int, int]:
     return -(-rows // row_step) * row_step, -(-cols // COLUMN_STEP) * COLUMN_STEP
 
 
+class GroupShapes:
+    """What a row of a group is padded to.
+
+    Args:
+        max_positions: positions of the language decoder, 0 for no limit.
+    """
+
+    def __init__(self, arguments: GroupArguments, collator: GroupCollator, max_positions: int = 0):
+        if bool(arguments.rows) == bool(arguments.patches):
+            raise ValueError(f"Group {arguments.name}: give either rows or patches.")
+        self.arguments, self.collator, self.max_positions = arguments, collator, max_positions
+        processor = collator.image_processor
+        side = round(processor.area(arguments.scale) ** 0.5)
+        self.picture_grid = processor.grid_for(side, side, "natural", arguments.scale)
+
+    def of(self, width: int, height: int, tokens: int) -> Shape:
+        """Grid and text tokens of a row; natural pictures all have the grid of their scale."""
+        text = -(-int(tokens) // TEXT_STEP) * TEXT_STEP
+        if self.arguments.kind == "natural":
+            return (*self.picture_grid, text)
+        grid = self.collator.image_processor.grid_for(int(width), int(height), "document", self.arguments.scale)
+        return (*(grid if self.arguments.packed else rounded_grid(*grid)), text)
+
+    def fits(self, shape: Shape) -> bool:
+        """Whether the decoder has positions for the visual tokens and the padded text."""
+        if not self.max_positions:
+            return True
+        return self.collator.processor.num_visual_tokens(*shape[:2]) + shape[2] <= self.max_positions
+
+    def rows_in(self, shape: Shape) -> int:
+        """Rows of a micro-batch of this shape."""
+        return self.arguments.rows or max(1, self.arguments.patches // (shape[0] * shape[1]))
+
+
 class GroupPlan:
     """Which rows of a group's sources make its part of each micro-batch.
 
     Rows are drawn without replacement, epoch after epoch, each source by its weight. Within a window of rows, those of
     one padded grid and text length come together (documents); the batches of a window are then shuffled. A batch that
-    a window cannot fill is filled up with rows of the same size drawn again.
+    a window cannot fill is filled up with rows of the same size drawn again. Under a curriculum the sequence begins
+    anew on each stair, over the rows that its limits let in; a window has the limits of its first micro-batch.
 
     Args:
-        window: micro-batches whose rows are grouped together.
+        window: micro-batches of each rank whose rows are grouped together.
+        ranks: so many micro-batches in a row have one shape; packs only have one budget.
+        curriculum: with the micro-batches of all ranks in an optimiser step, `batches_per_step`.
+        max_positions: of the decoder; rows that are longer are left out and counted in `refusals`.
     """
 
-    def __init__(self, arguments: GroupArguments, collator: GroupCollator, seed: int, window: int = 64):
-        if bool(arguments.rows) == bool(arguments.patches):
-            raise ValueError(f"Group {arguments.name}: give either rows or patches.")
-        self.arguments, self.collator, self.seed, self.window = arguments, collator, seed, window
-        self.sources = [RowSource(source) for source in arguments.sources]
+    def __init__(
+        self,
+        arguments: GroupArguments,
+        collator: GroupCollator,
+        seed: int,
+        window: int = 64,
+        *,
+        ranks: int = 1,
+        curriculum: CurriculumArguments | None = None,
+        batches_per_step: int = 1,
+        max_positions: int = 0,
+        refusals: Refusals | None = None,
+    ):
+        self.arguments, self.collator, self.seed = arguments, collator, seed
+        self.window, self.ranks = window * ranks, ranks
+        self.curriculum, self.batches_per_step = curriculum or CurriculumArguments(), batches_per_step
+        self.refusals = Refusals() if refusals is None else refusals
+        self.measure = GroupShapes(arguments, collator, max_positions)
+        self.sources = [RowSource(source, self.refusals) for source in arguments.sources]
         weights = np.array([source.weight for source in arguments.sources], dtype=np.float64)
         if not len(weights) or (weights < 0).any() or not weights.sum():
             raise ValueError(f"Group {arguments.name}: needs at least one source, weights must not be negative.")
-        self.weights = weights / weights.sum()
+        self.weights = weights
         self._windows: dict[int, list[tuple[Shape, list[tuple[int, int]]]]] = {}
-        self.shapes = [self._shapes(source) for source in self.sources]  # each (rows, 3): grid rows, columns, text
-        if arguments.patches:
+        self.tokens = [self._tokens(source) for source in self.sources]
+        self.shapes = [  # each (rows, 3): grid rows, columns, text
+            np.array([self.measure.of(*size, length) for size, length in zip(source.sizes, tokens, strict=True)])
+            for source, tokens in zip(self.sources, self.tokens, strict=True)
+        ]
+        self.usable = [self._usable(source, shapes) for source, shapes in zip(self.sources, self.shapes, strict=True)]
+        self._tasks = [np.array(source.column("task")) if arguments.tasks else None for source in self.sources]
+        self._levels: dict[int, tuple[list[tuple[int, np.ndarray, float]], int]] = {}
+        for level in range(self.curriculum.level(0), self.curriculum.levels + 1):
+            self._pools(level)  # what leaves nothing is to be known now
+
+    def _tokens(self, source: RowSource) -> np.ndarray:
+        """Tokens of each row's prompt, text and end."""
+        if self.collator.reads_bytes:
+            return source.lengths + 2  # the prompt's token and the end
+        return self.collator.text_tokens(source.column("text"), source.column("task"))
+
+    def _usable(self, source: RowSource, shapes: np.ndarray) -> np.ndarray:
+        different, which = np.unique(shapes, axis=0, return_inverse=True)
+        usable = np.array([self.measure.fits(tuple(shape)) for shape in different.tolist()])[which.reshape(-1)]
+        for place in np.flatnonzero(~usable):
+            self.refusals.add(
+                source.name, TOO_LONG, f"row {source.index[place]}: {source.lengths[place]} bytes of text"
+            )
+        return usable
+
+    def _pools(self, level: int) -> tuple[list[tuple[int, np.ndarray, float]], int]:
+        """Source, positions and share of what is drawn from on a stair, and the rows of a window."""
+        if level in self._levels:
+            return self._levels[level]
+        text, area = self.curriculum.limits(level)
+        tasks = self.arguments.tasks
+        pools, present = [], np.zeros((len(self.sources), len(tasks) or 1), dtype=bool)
+        for index, source in enumerate(self.sources):
+            eligible = self.usable[index] & (self.tokens[index] <= text) & (source.sizes.prod(axis=1) <= area)
+            for column, task in enumerate(tasks or [None]):
+                positions = np.flatnonzero(eligible if task is None else eligible & (self._tasks[index] == task))
+                present[index, column] = len(positions) > 0
+                pools.append((index, positions))
+        shares = pool_weights(self.weights, tasks, present)
+        if not shares.sum():
+            limits = f"text of at most {text:g} tokens and {area:g} pixels, " if level < self.curriculum.levels else ""
+            asked = f"tasks {', '.join(tasks)}, " if tasks else ""
+            raise ValueError(
+                f"Group {self.arguments.name}: no row of {', '.join(each.name for each in self.sources)} is left "
+                f"({limits}{asked}{self.measure.max_positions or 'any number of'} positions)."
+            )
+        drawn = [
+            (*pool, float(share)) for pool, share in zip(pools, shares.reshape(-1).tolist(), strict=True) if share > 0
+        ]
+        if self.arguments.patches:
             per_row = sum(
-                weight * np.mean(shapes[:, 0] * shapes[:, 1])
-                for weight, shapes in zip(self.weights, self.shapes, strict=True)
+                share * np.mean(self.shapes[index][positions, :2].prod(axis=1)) for index, positions, share in drawn
             )
             # a tenth more than fills the window, so that it rarely falls short
-            self.rows_in_window = max(1, int(1.1 * window * arguments.patches / per_row))
+            count = max(1, int(1.1 * self.window * self.arguments.patches / per_row))
         else:
-            self.rows_in_window = window * arguments.rows
-
-    def _shapes(self, source: RowSource) -> np.ndarray:
-        processor = self.collator.image_processor
-        text = -(-(source.lengths + 2) // TEXT_STEP) * TEXT_STEP  # the prompt's token and the end
-        if self.arguments.kind == "natural":
-            grids = np.zeros((len(source), 2), dtype=np.int64)
-        else:
-            own = [
-                processor.grid_for(int(width), int(height), "document", self.arguments.scale)
-                for width, height in source.sizes
-            ]
-            grids = np.array(own if self.arguments.packed else [rounded_grid(*grid) for grid in own])
-        return np.concatenate([grids, text[:, None]], axis=1)
+            count = self.window * self.arguments.rows
+        self._levels[level] = drawn, count
+        return self._levels[level]
 
     def batch(self, step: int) -> tuple[Shape, list[tuple[int, int]]]:
         """Padded shape, and (source, position) of the rows, of micro-batch `step`."""
@@ -182,34 +308,46 @@ class GroupPlan:
         batches = self._windows[number]
         return batches[offset % len(batches)]
 
+    def _level(self, window: int) -> int:
+        return self.curriculum.level(window * self.window // self.batches_per_step)
+
     def _plan_window(self, number: int) -> list[tuple[Shape, list[tuple[int, int]]]]:
         rng = np.random.default_rng([self.seed, number])
+        level = self._level(number)
+        first = number
+        while first and self._level(first - 1) == level and level < self.curriculum.levels:
+            first -= 1
+        if level == self.curriculum.levels and self.curriculum.steps:
+            first = -(-self.curriculum.steps * self.batches_per_step // self.window)
+        elif level == self.curriculum.levels:
+            first = 0
+        pools, count = self._pools(level)
         rows: list[tuple[Shape, tuple[int, int]]] = []
-        for index, source in enumerate(self.sources):
+        for pool, (index, positions, share) in enumerate(pools):
             # the window's share of an endless sequence of permutations
-            begin, end = (
-                round(each * self.rows_in_window * float(self.weights[index])) for each in (number, number + 1)
-            )
-            for position in _endless_permutation(len(source), self.seed + 7919 * index, begin, end - begin):
-                rows.append((tuple(int(size) for size in self.shapes[index][position]), (index, int(position))))
+            begin, end = (round(each * count * share) for each in (number - first, number - first + 1))
+            seed = self.seed + 7919 * pool + 1_000_003 * (self.curriculum.levels - level)
+            for place in _endless_permutation(len(positions), seed, begin, end - begin):
+                position = int(positions[place])
+                rows.append((tuple(int(size) for size in self.shapes[index][position]), (index, position)))
         order = rng.permutation(len(rows))
         if self.arguments.packed:
             return self._packs([rows[place] for place in order], rng)
-        by_shape: dict[Shape, list[tuple[int, int]]] = {}
+        by_shape: dict[Shape, list[tuple[Shape, tuple[int, int]]]] = {}
         for place in order:
-            shape, row = rows[place]
-            if self.arguments.rows:
-                shape = (0, 0, 0)  # natural pictures share one grid: any come together
-            by_shape.setdefault(shape, []).append(row)
-        batches = []
+            # rows that are counted out come together as they are drawn
+            by_shape.setdefault((0, 0, 0) if self.arguments.rows else rows[place][0], []).append(rows[place])
+        units = []  # one micro-batch for each rank, of one shape
         for shape, members in sorted(by_shape.items()):
-            count = self.arguments.rows or max(1, self.arguments.patches // (shape[0] * shape[1]))
-            for start in range(0, len(members), count):
-                batch = members[start : start + count]
-                while len(batch) < count:
-                    batch.append(members[int(rng.integers(len(members)))])
-                batches.append((shape, batch))
-        return [batches[place] for place in rng.permutation(len(batches))]
+            count = self.measure.rows_in(shape)
+            for start in range(0, len(members), count * self.ranks):
+                unit = members[start : start + count * self.ranks]
+                while len(unit) < count * self.ranks:
+                    unit.append(members[int(rng.integers(len(members)))])
+                largest = tuple(int(side) for side in np.max([each for each, _ in unit], axis=0))
+                unit = [row for _, row in unit]
+                units.append([(largest, unit[begin : begin + count]) for begin in range(0, len(unit), count)])
+        return [batch for place in rng.permutation(len(units)) for batch in units[place]]
 
     def _packs(self, rows: list[tuple[Shape, tuple[int, int]]], rng: np.random.Generator):
         """Rows as they come, as many to a pack as fit; the last one is filled up with rows drawn again."""
@@ -223,7 +361,7 @@ class GroupPlan:
             if members and (len(members) == rows_given if rows_given else patches + size > budget):
                 packs.append(((0, 0, 0), members))
                 members, patches = [], 0
-                if sum(len(pack) for _, pack in packs) >= len(rows):
+                if sum(len(pack) for _, pack in packs) >= len(rows) and len(packs) % self.ranks == 0:
                     return packs
             members.append(row)
             patches += size
@@ -231,8 +369,36 @@ class GroupPlan:
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         shape, members = self.batch(step)
-        rows = [self.sources[source][position] for source, position in members]
+        rows, failed = [], []
+        for source, position in members:
+            try:
+                rows.append(decoded(self.sources[source][position]))
+            except BROKEN as error:
+                failed.append((source, position, error))
+                continue
+            self.refusals.accept(self.sources[source].name)
+        for source, position, error in failed:
+            place = self.sources[source].index[position]
+            self.refusals.add(self.sources[source].name, UNREADABLE, f"row {place}: {told(error)}")
+        if not rows:
+            rows = [self._spare(step, shape)]
+        rng = np.random.default_rng([self.seed, 2, step])
+        rows += [rows[int(rng.integers(len(rows)))] for _ in failed][: len(members) - len(rows)]
         return self.collator(rows, np.random.default_rng([self.seed, 1, step]), shape)
+
+    def _spare(self, step: int, shape: Shape) -> dict[str, Any]:
+        """A row that can be read and is no larger than `shape`, in place of a micro-batch of which none can."""
+        rng = np.random.default_rng([self.seed, 3, step])
+        for index, positions, _ in self._pools(self.curriculum.levels)[0]:
+            small = (
+                positions if shape == (0, 0, 0) else positions[(self.shapes[index][positions] <= shape).all(axis=1)]
+            )
+            for position in rng.permutation(small)[:100]:
+                try:
+                    return decoded(self.sources[index][int(position)])
+                except BROKEN:
+                    continue
+        raise ValueError(f"Group {self.arguments.name}: no image of micro-batch {step} can be read.")
 
 
 def _endless_permutation(length: int, seed: int, begin: int, count: int) -> np.ndarray:
@@ -254,6 +420,11 @@ class MixtureDataset(Dataset):
         if len(set(names)) != len(names):
             raise ValueError(f"Each kind and scale may be given once, got {names}.")
         self.groups, self.length = list(groups), length
+
+    @property
+    def ranks(self) -> int:
+        """Micro-batches in a row that have one shape."""
+        return min((group.ranks for group in self.groups), default=1)
 
     def __len__(self) -> int:
         return self.length
