@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -208,6 +209,7 @@ def make_shards(plan: Plan, out: Path, rank: int = 0, world_size: int = 1, make:
         maker = (make or KINDS[plan.kind])(plan)
         if maker.digest != plan.resources or _made_with() != plan.made_with:
             raise RuntimeError(f"this machine has other fonts, texts or libraries than {out} was begun with")
+        gc.freeze()  # the maker stays; see `made_pages.build_pages`
         for shard in wanted:
             try:
                 make_shard(plan, out, shard, maker.row)
@@ -218,6 +220,7 @@ def make_shards(plan: Plan, out: Path, rank: int = 0, world_size: int = 1, make:
                     f"{out}: no room for {plan.name_of(shard)} ({os.strerror(error.errno)}). What is written is whole "
                     f"({len(finished(plan, out))} of {plan.shards} shards): make room and give the same command again"
                 ) from None
+        gc.unfreeze()
     write_manifest(plan, out)
 
 

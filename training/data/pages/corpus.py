@@ -298,7 +298,7 @@ class TextStream:
         places = rng.sample(range(count), min(2 * count // 3, sum(whole for whole, _ in plan)))
         for whole, make in plan:
             for place in places[:whole]:
-                rare -= corpus.is_rare(words[place])
+                rare -= corpus.count_rare(words[place : place + 1])
                 words[place] = make(words[place])[:MAX_WORD]
                 rare += corpus.is_rare(words[place])
             places = places[whole:]

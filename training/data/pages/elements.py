@@ -7,6 +7,7 @@ price. Lengths are in pixels, y grows downwards.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -64,7 +65,7 @@ class Style:
     def advances(self, text: str) -> np.ndarray:
         """(len(text),): how far the pen goes at each character."""
         _, slots = self.metrics.find(text)  # may have to learn a character, which replaces the arrays
-        return self.metrics.advances[slots] * self.size + self.tracking
+        return self.metrics.advances.take(slots) * self.size + self.tracking
 
     def measure(self, text: str) -> float:
         """Width of ``text``."""
@@ -80,32 +81,52 @@ class Style:
         return text[: cut if cut > 0 else count].rstrip()
 
 
+class Measured:
+    """Words in running order, measured once, to be broken into lines of any widths.
+
+    Args:
+        words: at least one.
+        style: that they are set in.
+    """
+
+    def __init__(self, words: Sequence[str], style: Style):
+        self.words, self.style, self.joined = words, style, " ".join(words)
+        pens = style.advances(self.joined).cumsum()
+        lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
+        stops = (lengths + 1).cumsum() - 1  # index in ``joined`` just after each word
+        self.ends = pens[stops - 1].tolist()
+        self.begins = [0.0, *pens[stops[:-1]].tolist()]
+        self.starts, self.stops = (stops - lengths).tolist(), stops.tolist()
+
+    def lines(self, word: int, width: float, most: int) -> tuple[list[str], list[float], int]:
+        """At most ``most`` lines from ``word`` on, each as long as fits ``width``; a wider word is cut.
+
+        Returns the lines, the width of each, and the first word that is not on them.
+        """
+        lines, widths = [], []
+        while word < len(self.words) and len(lines) < most:
+            after = bisect_right(self.ends, self.begins[word] + width, word)
+            if after > word:
+                lines.append(self.joined[self.starts[word] : self.stops[after - 1]])
+                widths.append(self.ends[after - 1] - self.begins[word])
+                word = after
+                continue
+            cut = self.style.shorten(self.words[word], width)
+            if not cut:
+                break
+            lines.append(cut)
+            widths.append(self.style.measure(cut))
+            word += 1
+        return lines, widths, word
+
+
 def wrap(words: Sequence[str], style: Style, width: float, most: int) -> tuple[list[str], int]:
     """Break ``words`` into at most ``most`` lines, each as long as fits ``width``.
 
     A word wider than a whole line is cut. Returns the lines and how many words they took.
     """
-    joined = " ".join(words)
-    ends_of_all = np.cumsum(style.advances(joined))
-    lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
-    stops = np.cumsum(lengths + 1) - 1  # index in ``joined`` just after each word
-    ends = ends_of_all[stops - 1]
-    begins = np.concatenate([[0.0], ends_of_all[stops[:-1]]])
-    starts = (stops - lengths).tolist()
-    stops = stops.tolist()
-    lines, word = [], 0
-    while word < len(words) and len(lines) < most:
-        after = int(ends.searchsorted(begins[word] + width, side="right"))
-        if after <= word:
-            cut = style.shorten(words[word], width)
-            if not cut:
-                break
-            lines.append(cut)
-            word += 1
-        else:
-            lines.append(joined[starts[word] : stops[after - 1]])
-            word = after
-    return lines, word
+    lines, _, taken = Measured(words, style).lines(0, width, most)
+    return lines, taken
 
 
 @dataclass
@@ -155,9 +176,8 @@ class Sheet:
 
     def type(self, text: str, style: Style, x: float, baseline: float, stretch: float = 0.0, joint: str = "\n"):
         """Put ``text`` with its pen at (x, baseline); blanks at its ends are dropped, nothing is put for nothing."""
-        begin = len(text) - len(text.lstrip())
-        if begin:
-            x += style.measure(text[:begin])
+        if text[:1].isspace():
+            x += style.measure(text[: len(text) - len(text.lstrip())])
         text = text.strip()
         if text:
             self.lines.append(Line(text, style, x, float(round(baseline)), stretch, joint))
@@ -179,7 +199,8 @@ class Sheet:
                 pixels[top : top + picture.shape[0], left : left + picture.shape[1], :3] = picture
             info = skia.ImageInfo.Make(self.width, self.height, skia.kRGBA_8888_ColorType, skia.kOpaque_AlphaType)
         else:
-            pixels = np.zeros((self.height, self.width), dtype=np.uint8)  # how much ink
+            inked = bytearray(self.height * self.width)  # how much ink
+            pixels = np.frombuffer(inked, dtype=np.uint8).reshape(self.height, self.width)
             info = skia.ImageInfo.MakeA8(self.width, self.height)
         surface = skia.Surface.MakeRasterDirect(info, pixels)
         canvas = surface.getCanvas()
@@ -190,7 +211,7 @@ class Sheet:
         if self.colours:
             return np.ascontiguousarray(pixels[..., :3]), boxes
         table = np.round(paper + (ink - paper) * np.arange(256) / 255).astype(np.uint8)
-        return table.take(pixels), boxes
+        return np.frombuffer(inked.translate(table.tobytes()), dtype=np.uint8).reshape(pixels.shape), boxes
 
     def _paint(self, tone, colour, ink: float, paper: float) -> skia.Paint:
         if self.colours:
@@ -216,24 +237,25 @@ class Sheet:
             style = lines[0].style
             codes, slots = style.metrics.find("".join(line.text for line in lines))
             lengths = [len(line.text) for line in lines]
+            of_line = np.arange(len(lines)).repeat(lengths)
             first = np.cumsum([0, *lengths[:-1]])
-            blank = codes == 32
-            advances = style.metrics.advances[slots] * style.size + style.tracking
-            if any(line.stretch for line in lines):
-                advances[blank] += np.repeat([line.stretch for line in lines], lengths)[blank]
-            pens = np.cumsum(advances) - advances
-            pens += np.repeat(np.array([line.x for line in lines]) - pens[first], lengths)
-            baselines = np.repeat([line.baseline for line in lines], lengths)
-            found = style.metrics.bounds[slots] * style.size
-            found[:, 0::2] += pens[:, None]
-            found[:, 1::2] += baselines[:, None]
+            blank = (codes == 32).nonzero()[0]
+            advances = (style.metrics.advances * style.size + style.tracking).take(slots)
+            advances[blank] += np.array([line.stretch for line in lines]).take(of_line[blank])
+            pens = advances.cumsum() - advances
+            pens += (np.array([line.x for line in lines]) - pens[first]).take(of_line)
+            baselines = np.array([line.baseline for line in lines]).take(of_line)
+            found = (style.metrics.bounds * style.size).take(slots, axis=0)
+            found += np.stack([pens, baselines, pens, baselines], axis=1)
             found[blank] = 0
-            boxes[np.arange(len(codes)) + np.repeat(np.array([starts[i] for i in indices]) - first, lengths)] = found
-            glyphs, pens = style.metrics.glyphs[slots].tolist(), pens.tolist()
+            starts_here = np.array([starts[index] for index in indices])
+            boxes[np.arange(len(codes)) + (starts_here - first).take(of_line)] = found
+            black = (codes != 32).nonzero()[0]
+            glyphs, pens = style.metrics.glyphs.take(slots[black]).tolist(), pens.take(black).tolist()
+            stops = black.searchsorted(np.cumsum(lengths)).tolist()
             font, builder = style.font(), skia.TextBlobBuilder()
-            for line, begin, length in zip(lines, first.tolist(), lengths, strict=True):
-                part = slice(begin, begin + length)
-                builder.allocRunPosH(font, glyphs[part], pens[part], line.baseline)
+            for line, begin, stop in zip(lines, [0, *stops], stops, strict=False):
+                builder.allocRunPosH(font, glyphs[begin:stop], pens[begin:stop], line.baseline)
             canvas.drawTextBlob(builder.make(), 0, 0, self._paint(style.tone, style.colour, ink, paper))
         return boxes
 
@@ -334,33 +356,29 @@ class Flow:
             indent: of the first line.
             inset, right_inset: of all lines.
         """
-        words, set_lines, first = list(words), 0, True
-        while words:
-            if not self.reserve(style):
-                break
-            width = self.width - inset - right_inset
-            if first and indent:
-                lines, taken = wrap(words, style, width - indent, 1)
-            else:
-                lines, taken = wrap(words, style, width, self.room(style))
+        if not words:
+            return 0
+        measured, word, set_lines = Measured(words, style), 0, 0
+        shift = indent
+        while word < len(words) and self.reserve(style):
+            width = self.width - inset - right_inset - shift
+            most = 1 if shift else self.room(style)
+            lines, widths, word = measured.lines(word, width, most)
             if not lines:
                 break
-            words = words[taken:]
-            for number, line in enumerate(lines):
-                shift = indent if first and indent else 0.0
+            last = len(lines) - 1 if word == len(words) else -1
+            for number, (line, wide) in enumerate(zip(lines, widths, strict=True)):
                 x, stretch = self.left + inset + shift, 0.0
-                if align != "left":
-                    free = width - shift - style.measure(line)
-                    blanks = line.count(" ")
-                    last = not words and number == len(lines) - 1
-                    if align == "justify" and blanks and not last and free < 0.3 * width:
+                free = width - wide
+                if align == "justify":
+                    if number != last and free < 0.3 * (width + shift) and (blanks := line.count(" ")):
                         stretch = free / blanks
-                    elif align == "centre":
-                        x += free / 2
-                    elif align == "right":
-                        x += free
+                elif align == "centre":
+                    x += free / 2
+                elif align == "right":
+                    x += free
                 self.sheet.type(line, style, x, self.y + style.ascent, stretch)
                 self.y += style.pitch
-                set_lines += 1
-            first = False
+            set_lines += len(lines)
+            shift = 0.0
         return set_lines

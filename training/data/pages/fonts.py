@@ -155,7 +155,7 @@ def _has_lower_case(font: skia.Font) -> bool:
 # ----------------------------------------------------------------------------------------------------------- metrics
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=2048)
 def typeface(path: str) -> skia.Typeface:
     """The font file at ``path``.
 
@@ -218,7 +218,7 @@ class Metrics:
         return bool((codes < LAST_CODE).all() and self.glyphs[slots].all() and not (combining | right_to_left).any())
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=2048)
 def metrics(path: str) -> Metrics:
     """The `Metrics` of the font file at ``path``, kept."""
     return Metrics(path)
