@@ -374,7 +374,7 @@ def _copy_papers(source: Path, folder: Path, evaluation: str | Path | None, full
 
 
 def public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A run's recipe without its settings of the Hub and the home folder of whoever trained."""
+    """A run's recipe without its settings of the Hub and where things lay on the machine that trained."""
     training = {key: value for key, value in (recipe.get("training") or {}).items() if not key.startswith("hub_")}
     return _without_home(recipe | {"training": training} if training else recipe)
 
@@ -401,7 +401,7 @@ def _forget_paths(path: Path) -> None:
 
 
 def _without_home(found: Any) -> Any:
-    """The home folder of whoever trained, written as ~ wherever a string holds it."""
+    """Paths of the machine that trained: the home folder as ~, of any other absolute path its last name alone."""
     home = str(Path.home())
     if isinstance(found, dict):
         return {key: _without_home(value) for key, value in found.items()}
@@ -409,6 +409,8 @@ def _without_home(found: Any) -> Any:
         return [_without_home(value) for value in found]
     if isinstance(found, str) and len(home) > 1 and (found == home or found.startswith(home + os.sep)):
         return "~" + found[len(home) :]
+    if isinstance(found, str) and os.path.isabs(found) and len(Path(found).parts) > 2 and not re.search(r"\s", found):
+        return f".../{Path(found).name}"
     return found
 
 
