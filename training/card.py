@@ -21,8 +21,10 @@ TEXT_METRICS = {
     "wer": ("wer", "word error rate"),
 }
 APP_SETTINGS = ("sdk", "sdk_version", "python_version", "app_file")  # of a Space's card, which starts by them
-# How the Hub begins a new Space
-HUBS_OWN = re.compile(r"\A\s*(---\n(?:(?!---).*\n)*---\s*)?Check out the configuration reference at \S+\s*\Z")
+# How the Hub begins a new Space: front matter that names its sdk, and at most one line
+HUBS_OWN = re.compile(
+    r"\A\s*---\n(?:(?!---).*\n)*?sdk: .*\n(?:(?!---).*\n)*---\s*(Check out the configuration reference at \S+\s*)?\Z"
+)
 SIGNATURE = re.compile(r"\n<!-- written by unit-vision, sha256 ([0-9a-f]{64}) -->\s*\Z")
 PARTS = {
     "vision_model": "encoder",
