@@ -32,6 +32,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 from tqdm import tqdm
 
@@ -252,7 +253,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("gradio is missing: pip install 'unit-vision[demo]'")
 
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    # gradio_client leaves an empty folder behind in the temporary one for each file that it fetches
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(tempfile, "tempdir", folder):
         answered, usable, ready, clicked = [], [], [], []
         with open_browser() as page:
             for number in tqdm(range(arguments.runs), desc="starting", unit="run"):

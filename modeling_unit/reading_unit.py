@@ -208,7 +208,8 @@ class Reader:
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch.float32 if device.type == "cpu" else "auto"
-        model = AutoModelForImageTextToText.from_pretrained(name_or_folder, dtype=dtype).to(device).eval()
+        model = AutoModelForImageTextToText.from_pretrained(name_or_folder, dtype=dtype, use_safetensors=True)
+        model = model.to(device).eval()
         return cls(model, AutoProcessor.from_pretrained(name_or_folder), **kwargs)
 
     @staticmethod

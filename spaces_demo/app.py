@@ -47,7 +47,8 @@ PAGES = [SAMPLES / "pages" / f"{name}.png" for name in ("dice", "anthology", "ed
 PICTURES = [
     SAMPLES / "pictures" / f"{name}.jpg" for name in ("dog", "duck", "panda", "baseball", "screwdriver", "windmill")
 ]
-BEFORE = "What is read appears here, as it is read."
+COMPARED = [PAGES[0], *PICTURES[:3], PAGES[1]]  # what is read at each size says more than a caption does
+BEFORE = "The page appears here with its blocks framed, and its text as it is read."
 ONE_AT_A_TIME = "model"  # all views share one model and one turn
 HEAD_START = 1.0  # s in which a first visitor's page comes before the imports of the model take the interpreter [ours]
 
@@ -79,6 +80,7 @@ CSS = """
 .unit-card .unit-bars { margin: .3rem 0 0; font-size: .9rem; }
 .unit-confidence { display: inline-block; width: .75rem; height: .75rem; border-radius: 50%; }
 .unit-text-read textarea { line-height: 1.45; }
+footer .divider { display: none; }
 @media (max-width: 480px) { .tab-container button { padding-inline: .55rem !important; } }
 """
 
@@ -86,7 +88,20 @@ CSS = """
 TO_RESULTS = """() => { const shown = [...document.querySelectorAll('.unit-results')].find((one) => one.offsetParent);
 if (shown && window.innerWidth < 760) shown.scrollIntoView({ behavior: 'smooth' }); }"""
 
-HEAD = '<meta name="description" content="UNIT: one vision encoder that reads text and recognises pictures">'
+# The examples are buttons with a picture in them and no word: whoever hears the page is told which is which.
+NAME_EXAMPLES = r"""<script>
+new MutationObserver(() => {
+  for (const picture of document.querySelectorAll('button.gallery-item:not([aria-label]) img[src]')) {
+    const name = decodeURIComponent(picture.src.split('/').pop()).replace(/\.\w+$/, '');
+    picture.closest('button').setAttribute('aria-label', 'Example: ' + name);
+  }
+}).observe(document, { childList: true, subtree: true, attributes: true, attributeFilter: ['src'] });
+</script>"""
+
+HEAD = (
+    '<meta name="description" content="UNIT: one vision encoder that reads text and recognises pictures">'
+    + NAME_EXAMPLES
+)
 
 
 def _as_it_came(payload) -> str | None:
@@ -432,16 +447,18 @@ def build(load: Callable[[], Any] = load_demo) -> gr.Blocks:
                         )
                         _describe(kind, "Compare all of the picture, or the widest line of text in it.")
                         button = gr.Button("Compare", variant="primary")
-                        examples = _examples([*PICTURES[:3], *PAGES[:2]])
+                        examples = _examples(COMPARED)
                     with gr.Column(scale=2, min_width=320, elem_classes="unit-results"):
                         said = gr.HTML(
-                            _note("One input at four resolutions: what is read, and how alike they are."),
+                            _note(
+                                "One input at four resolutions: what is read at each, and how alike its features are."
+                            ),
                             label="A card for each resolution",
                         )
                         with gr.Accordion("JSON", open=False):
                             found = gr.JSON(label="Resolutions", show_label=False)
                 described = {"api_name": "scales", "api_description": scales.__doc__}
-                _wire(button, examples, kept, [*PICTURES[:3], *PAGES[:2]], picture, scales, [picture, kind],
+                _wire(button, examples, kept, COMPARED, picture, scales, [picture, kind],
                       [said, found], described, kind=kind)  # fmt: skip
             with gr.Tab("Look inside", id="inside"):
                 with gr.Row():

@@ -253,14 +253,15 @@ class Demo:
         from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 
         source = str(shipped_checkpoint() if model is None else model)
-        loaded, info = AutoModelForPreTraining.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        safely = {"dtype": torch.float32, "use_safetensors": True}  # a pickle runs what its author likes
+        loaded, info = AutoModelForPreTraining.from_pretrained(source, output_loading_info=True, **safely)
         lacking = any(key.startswith("vision_decoder.") for key in info["missing_keys"])
         if not hasattr(loaded, "generate"):
             raise ValueError(f"{source}: this model cannot read: it has no language decoder")
         reader = Reader(loaded.eval(), AutoProcessor.from_pretrained(source))
         guide = None
         if teacher is not None:
-            guide = AutoModel.from_pretrained(teacher, dtype=torch.float32).eval()
+            guide = AutoModel.from_pretrained(teacher, **safely).eval()
             guide = getattr(guide, "vision_model", guide)
         name = source.rstrip("/").rsplit("/", 1)[-1]
         return cls(reader, name, guide, not lacking, SHIPPED_NOTE if model is None else "")

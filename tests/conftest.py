@@ -14,6 +14,11 @@ import time
 
 _HOME = tempfile.mkdtemp(prefix="unit-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+# What others forget goes with it too (gradio_client leaves an empty folder behind each file that it fetches);
+# `tmp_path` stays where it was, for a look at what failed.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+os.environ["TMPDIR"] = tempfile.tempdir = os.path.join(_HOME, "tmp")
+os.mkdir(tempfile.tempdir)
 os.environ.update(
     HF_HOME=_HOME,  # remote code and cached models of an earlier run must not decide a test
     HF_HUB_OFFLINE="1",

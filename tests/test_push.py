@@ -1,6 +1,7 @@
 """`unit push`: what is exported, what the clean process catches, the card, the way to a Hub on loopback and back."""
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -76,6 +77,10 @@ def shaken(model):
     return model
 
 
+def _bytes(path):
+    return path.read_bytes() if path.is_file() else b""
+
+
 def full_model(**changes):
     model = shaken(unit_model(num_character_classes=5, **changes))
     model.generation_config.update(max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -89,6 +94,7 @@ def run(tmp_path_factory):
     full_model().save_pretrained(folder)
     processor().save_pretrained(folder)
     recipe = {"stage": "intra_scale", "start": str(Path.home() / "runs" / "start"), "seconds": 120, "code": "old code"}
+    recipe["teacher"] = "/srv/secret-client/runs/teacher"
     recipe["groups"] = [{"kind": "document", "scale": 4, "sources": [{"path": "chunks-train", "weight": 0.5}]}]
     recipe["training"] = {"max_steps": 30, "learning_rate": 0.0001, "hub_model_id": "alice/unit"}
     (folder / "recipe.json").write_text(json.dumps(recipe))
@@ -310,6 +316,8 @@ def test_the_card_says_what_the_run_was(exported):
     text = (exported["full"].folder / "README.md").read_text()
     assert "| chunks-train | document | 4     | 0.5    |" in text
     assert "trained by old code; published by unit-vision" in text
+    assert "| .../teacher" in text
+    assert not [path for path in exported["full"].folder.rglob("*") if b"secret-client" in _bytes(path)]
     assert "0.912 [0.900, 0.930]" in text
     for word in ("![the curves of the run](curve.png)", "(evaluation/report.png)", "(features.png)", "zhu2024unit"):
         assert word in text
@@ -322,6 +330,23 @@ def test_the_card_says_what_the_run_was(exported):
         assert way in text
     assert "\n\n\n" not in text
     assert "{%" not in text
+
+
+def test_the_code_that_publishes_is_not_called_the_one_that_trained(unchecked, run, tmp_path, monkeypatch, capsys):
+    """A run from before the recipe recorded it, and without an evaluation: the card says what it does not know."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "evaluation")
+    recipe = json.loads((run / "recipe.json").read_text())
+    del recipe["code"]
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(recipe))
+    assert main(["push", str(tmp_path / "run"), "alice/unit", "--dry-run"]) == 0
+    assert "the card will have no figures" in capsys.readouterr().err
+    (card,) = tmp_path.glob("unit-push-*/export/README.md")
+    text = card.read_text()
+    assert "Code: which one trained was not recorded; published by unit-vision" in text
+    assert "No evaluation lay beside the weights" in text
+    assert "model-index" not in text
 
 
 def test_the_figures_are_in_the_hubs_format(exported):

@@ -181,9 +181,15 @@ def test_what_the_adapters_repository_says(online, unchecked, run):
     assert online.head("alice/adapter") == done.commit
     assert b"license: mit" in online.files("alice/adapter", "refs/pr/1")["README.md"]
     assert proposed.url.endswith("/discussions/1")
+    edited = files["README.md"] + b"\nMy words.\n"
+    client.upload_file(path_or_fileobj=edited, path_in_repo="README.md", repo_id="alice/adapter")
+    kept = publish_adapter(run.folder, "alice/adapter", base="alice/base", api=client, license="mit")
+    assert (kept.kept, kept.uploaded) == (["README.md"], [])
+    assert online.files("alice/adapter")["README.md"] == edited
     branch = publish_adapter(
-        run.folder, "alice/adapter", base="alice/base", api=client, revision="lora", license="mit"
+        run.folder, "alice/adapter", base="alice/base", api=client, revision="lora", license="mit", overwrite_card=True
     )
+    assert branch.kept == []
     assert online.head("alice/adapter", "lora") == branch.commit != done.commit
 
 

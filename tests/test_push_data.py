@@ -127,6 +127,18 @@ def test_an_unchanged_set_uploads_nothing_and_a_smaller_one_takes_shards_away(cl
     assert files["notes.txt"] == b"mine"
 
 
+def test_a_card_edited_on_the_hub_is_kept_and_said(client, online, folders, capsys):
+    publish_data(folders, "alice/dots")
+    ours = online.files("alice/dots", kind="datasets")["README.md"]
+    put = {"path_in_repo": "README.md", "repo_id": "alice/dots", "repo_type": "dataset"}
+    client.upload_file(path_or_fileobj=ours + b"\nMy words.\n", **put)
+    assert main(["data", "push", *map(str, folders), "alice/dots"]) == 0
+    assert "README.md was edited on the Hub and is kept as it is there; --overwrite-card" in capsys.readouterr().out
+    assert online.files("alice/dots", kind="datasets")["README.md"] == ours + b"\nMy words.\n"
+    assert main(["data", "push", *map(str, folders), "alice/dots", "--overwrite-card"]) == 0
+    assert online.files("alice/dots", kind="datasets")["README.md"] == ours
+
+
 def test_a_pull_request_and_a_branch_leave_the_branch(client, online, folders):
     publish_data(folders, "alice/dots")
     head = online.head("alice/dots", kind="datasets")

@@ -9,6 +9,7 @@ import tiny
 from huggingface_hub import HfApi, SpaceCard
 
 from training import publish_space as spaces
+from training.card import with_app_settings
 from training.publish import PublishError, upload
 from training.publish_space import publish_space
 from unit_cli.__main__ import main
@@ -102,6 +103,57 @@ def test_a_pull_request_leaves_the_variable_and_the_branch(unchecked, client, on
     assert done.url.endswith("/discussions/1")
     assert not client.get_space_variables("alice/demo")
     assert any("UNIT_MODEL_ID" in line for line in said)
+
+
+BEGUN_BY_THE_HUB = """---
+title: Demo
+emoji: 🐠
+sdk: gradio
+sdk_version: 4.0.0
+app_file: app.py
+---
+
+Check out the configuration reference at https://huggingface.co/docs/hub/spaces-config-reference
+"""
+
+
+def test_a_readme_edited_on_the_hub_is_kept_and_still_starts_the_app(unchecked, client, online, capsys):
+    """The Hub's own first page is replaced; a person's words stay, with the settings that this app needs."""
+
+    def put(text):
+        client.upload_file(
+            path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id="alice/demo", repo_type="space"
+        )
+
+    def there():
+        return online.files("alice/demo", kind="spaces")["README.md"].decode()
+
+    client.create_repo("alice/demo", repo_type="space", space_sdk="gradio")
+    put(BEGUN_BY_THE_HUB)
+    publish_space("alice/demo", "alice/unit")
+    first = there()
+    assert "Look inside" in first
+    assert SpaceCard(first).data.app_file == "spaces_demo/app.py"
+
+    put(first.replace("title: UNIT", "title: My reader").replace("one page at a time", "my words"))
+    mine = there()
+    assert main(["push-space", "alice/demo", "--model", "alice/unit"]) == 0
+    assert "README.md was edited on the Hub and is kept as it is there; --overwrite-card" in capsys.readouterr().out
+    assert there() == mine
+
+    pinned = SpaceCard(first).data.sdk_version
+    put(mine.replace(f"sdk_version: {pinned}", "sdk_version: 5.0.0"))
+    assert main(["push-space", "alice/demo", "--model", "alice/unit"]) == 0
+    assert "kept as it is there, but for the settings that start the app" in capsys.readouterr().out
+    card = SpaceCard(there())
+    assert (card.data.title, card.data.sdk_version) == ("My reader", pinned)
+    assert card.text.strip() == SpaceCard(mine).text.strip()
+
+    with pytest.raises(ValueError, match="front matter cannot be read"):
+        with_app_settings(mine.replace("title: My reader", "title: [my"), first)
+
+    assert main(["push-space", "alice/demo", "--model", "alice/unit", "--overwrite-card"]) == 0
+    assert there() == first
 
 
 def test_a_private_model_needs_a_secret(unchecked, client):

@@ -240,6 +240,19 @@ def test_the_model_of_the_environment_is_the_one_that_is_loaded(monkeypatch, tmp
     assert (loaded.name, loaded.teacher, loaded.vision_decoder, loaded.note) == ("my-model", None, True, "")
 
 
+def test_weights_in_a_pickle_are_not_opened(tmp_path):
+    from modeling_unit import Reader
+
+    model = tiny.unit_model()
+    model.save_pretrained(tmp_path)
+    tiny.processor().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    for load in (Demo.load, Reader.from_pretrained):
+        with pytest.raises(OSError, match="safetensors"):
+            load(str(tmp_path))
+
+
 def test_blocks_that_wait_are_framed_in_grey_and_read_ones_in_their_colour():
     block = Block((10, 10, 90, 30), "text", 1.0)
     drawn = draw_blocks(Image.new("L", (100, 100), 255), [block], 100, waiting=[(10, 60, 90, 80)])

@@ -188,11 +188,11 @@ def export_adapter(
     if base is not None:
         settings |= {"base_model_name_or_path": str(base), "revision": None}
     elif not recorded:
-        raise ValueError(f"{source}: {CONFIG} names no base model; name its id on the Hub as the base.")
+        raise ValueError(f"{source}: {CONFIG} names no base model; name its id on the Hub (--base).")
     elif is_folder(recorded):
         raise ValueError(
             f"{source}: its base model is the folder {recorded}, which others do not have: publish that one first, "
-            "and name its id on the Hub as the base."
+            "and name its id on the Hub (--base OWNER/BASE)."
         )
     if license is None:
         license = license_of(settings["base_model_name_or_path"], settings.get("revision"), local_files_only)

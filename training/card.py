@@ -20,6 +20,11 @@ TEXT_METRICS = {
     "cer": ("cer", "character error rate"),
     "wer": ("wer", "word error rate"),
 }
+APP_SETTINGS = ("sdk", "sdk_version", "python_version", "app_file")  # of a Space's card, which starts by them
+# How the Hub begins a new Space: front matter that names its sdk, and at most one line
+HUBS_OWN = re.compile(
+    r"\A\s*---\n(?:(?!---).*\n)*?sdk: .*\n(?:(?!---).*\n)*---\s*(Check out the configuration reference at \S+\s*)?\Z"
+)
 SIGNATURE = re.compile(r"\n<!-- written by unit-vision, sha256 ([0-9a-f]{64}) -->\s*\Z")
 PARTS = {
     "vision_model": "encoder",
@@ -196,6 +201,37 @@ def is_signed(card: str) -> bool:
     card = card.replace("\r\n", "\n")
     found = SIGNATURE.search(card)
     return found is not None and found[1] == _hash(card[: found.start()])
+
+
+def is_untouched(card: str) -> bool:
+    """Whether nobody's words are lost with a card: it is as a push wrote it, or as the Hub begins a new repository."""
+    return is_signed(card) or HUBS_OWN.match(card.replace("\r\n", "\n")) is not None
+
+
+def with_app_settings(card: str, ours: str) -> str:
+    """A Space's card, edited by hand, with those settings of `ours` without which the app does not start.
+
+    Raises:
+        ValueError: the front matter of the edited card cannot be read.
+    """
+    import yaml
+    from huggingface_hub import SpaceCard
+
+    wanted = SpaceCard(ours).data.to_dict()
+    try:
+        edited = SpaceCard(card)
+        there = edited.data.to_dict()
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"README.md there was edited and its front matter cannot be read ({str(error).splitlines()[0]}): mend it, "
+            "or say --overwrite-card"
+        ) from error
+    changes = {key: wanted[key] for key in APP_SETTINGS if key in wanted and there.get(key) != wanted[key]}
+    if not changes:
+        return card
+    for key, value in changes.items():
+        setattr(edited.data, key, value)
+    return str(edited)
 
 
 def _hash(text: str) -> str:

@@ -73,7 +73,8 @@ class Published:
         commit: of the branch as it is now, `None` after a dry run. url: of the commit or pull request.
         uploaded: paths that changed; empty if the repository held it all already.
         files: path -> size in bytes of everything exported.
-        kept: paths that the repository holds in another form and that were left as they are: a card edited by hand.
+        kept: paths that the repository holds in another form and that were left as they are: a card edited by hand; of
+            a Space's, which is then among `uploaded` too, what starts the app may have been renewed.
     """
 
     repo_id: str
@@ -133,6 +134,11 @@ def publish(
         say(f"exporting {source}")
         facts, expected = export(model, processor, kind, source, folder, evaluation, license)
         del model
+        if not (folder / "evaluation").is_dir():
+            say(
+                f"no evaluation beside {source}: the card will have no figures (`unit evaluate MODEL --out FOLDER` "
+                "measures them, --evaluation FOLDER names them)"
+            )
         say("checking the export in a clean process")
         check_export(folder, facts, expected, work / CHECK)
         (folder / README).write_text(str(cards.make_card(folder, repo_id, facts)), encoding="utf-8")
@@ -159,8 +165,7 @@ def hand_over(
     folder: Path, repo_id: str, api: Any, dry_run: bool, say: Callable[[str], None], what: str = "", **where
 ) -> Published:
     """The last step of every push: no token among the files, then [`upload`] with `where`, or only what they are."""
-    if where.get("repo_type") != "space":
-        (folder / README).write_text(cards.signed((folder / README).read_text(encoding="utf-8")), encoding="utf-8")
+    (folder / README).write_text(cards.signed((folder / README).read_text(encoding="utf-8")), encoding="utf-8")
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
     refuse_secrets(folder, None if api is None else _token(api))
     if dry_run:
@@ -369,7 +374,7 @@ def _copy_papers(source: Path, folder: Path, evaluation: str | Path | None, full
 
 
 def public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A run's recipe without its settings of the Hub and the home folder of whoever trained."""
+    """A run's recipe without its settings of the Hub and where things lay on the machine that trained."""
     training = {key: value for key, value in (recipe.get("training") or {}).items() if not key.startswith("hub_")}
     return _without_home(recipe | {"training": training} if training else recipe)
 
@@ -396,7 +401,7 @@ def _forget_paths(path: Path) -> None:
 
 
 def _without_home(found: Any) -> Any:
-    """The home folder of whoever trained, written as ~ wherever a string holds it."""
+    """Paths of the machine that trained: the home folder as ~, of any other absolute path its last name alone."""
     home = str(Path.home())
     if isinstance(found, dict):
         return {key: _without_home(value) for key, value in found.items()}
@@ -404,6 +409,8 @@ def _without_home(found: Any) -> Any:
         return [_without_home(value) for value in found]
     if isinstance(found, str) and len(home) > 1 and (found == home or found.startswith(home + os.sep)):
         return "~" + found[len(home) :]
+    if isinstance(found, str) and os.path.isabs(found) and len(Path(found).parts) > 2 and not re.search(r"\s", found):
+        return f".../{Path(found).name}"
     return found
 
 
@@ -412,12 +419,12 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _made_by(folder: Path) -> str:
-    """The code that trained, if the recipe recorded it, and the code that published."""
+    """The code that trained, if the recipe recorded it, and the code that published: never one for the other."""
     recipe = cards._json(folder / cards.RECIPE) or {}
     now, then = code_version(), recipe.get("code")
-    if then is None or then == now:
-        return now
-    return f"trained by {then}; published by {now}"
+    if then == now:
+        return f"trained and published by {now}"
+    return f"{f'trained by {then}' if then else 'which one trained was not recorded'}; published by {now}"
 
 
 # -- the check ----------------------------------------------------------------------------------------------------
@@ -614,11 +621,16 @@ def upload(
             )
         if was not in (None, will):
             own_files = re.compile(f"{own_files.pattern}|{OTHER_KINDS.pattern}")
-        if README in changed and README in there and not overwrite_card:
-            card = Path(api.hf_hub_download(repo_id, README, revision=head)).read_text(encoding="utf-8")
-            if not cards.is_signed(card):
+    if README in changed and README in there and not overwrite_card:
+        card = Path(api.hf_hub_download(repo_id, README, revision=head, **kind)).read_text(encoding="utf-8")
+        if not cards.is_untouched(card):
+            kept.append(README)
+            ours = (folder / README).read_text(encoding="utf-8")
+            needed = cards.with_app_settings(card, ours) if repo_type == "space" else card
+            if needed == card:
                 changed.remove(README)
-                kept.append(README)
+            else:
+                (folder / README).write_text(needed, encoding="utf-8")
     stale = sorted(name for name in there if name not in names and own_files.match(name))
     if not changed and not stale:
         return Published(repo_id, commit=head, kept=kept)

@@ -80,6 +80,7 @@ def publish_data(
     create_pr: bool = False,
     revision: str | None = None,
     dry_run: bool = False,
+    overwrite_card: bool = False,
     api: Any = None,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -89,7 +90,7 @@ def publish_data(
     Args:
         folders: of parquet shards of the schema with equal columns; each holds rows of one split.
         repo_id: `OWNER/NAME`; made when it does not exist.
-        private, create_pr, revision, api, say: as of `publish`.
+        private, create_pr, revision, overwrite_card, api, say: as of `publish`.
         dry_run: do all but upload, without network; the folder is left and named in the result.
         progress: show a bar over the rows.
 
@@ -115,7 +116,7 @@ def publish_data(
             with explained(repo_id, api):
                 DatasetCard((folder / README).read_text(encoding="utf-8")).validate()
         where = {"private": private, "create_pr": create_pr, "revision": revision}
-        where |= {"repo_type": "dataset", "own_files": OWN_FILES}
+        where |= {"repo_type": "dataset", "own_files": OWN_FILES, "overwrite_card": overwrite_card}
         return hand_over(folder, repo_id, api, dry_run, say, "the data set ", **where)
 
 

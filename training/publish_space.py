@@ -79,6 +79,7 @@ def publish_space(
     create_pr: bool = False,
     revision: str | None = None,
     dry_run: bool = False,
+    overwrite_card: bool = False,
     api: Any = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Published:
@@ -90,6 +91,7 @@ def publish_space(
         private: make the Space private. create_pr: open a pull request.
         revision: branch to commit to, made when it does not exist. A Space runs its default branch alone, so here, as
             with a pull request, the variable is left as it is.
+        overwrite_card: also where the Space's card was edited by hand; without, only what starts the app is renewed.
         dry_run: do all but upload and leave the files, named in the result; no network, the model is not looked at.
         api, say: as of `publish`.
 
@@ -125,6 +127,7 @@ def publish_space(
             revision=revision,
             repo_type="space",
             own_files=OWN_FILES,
+            overwrite_card=overwrite_card,
             # a new Space has the variable from the start, or it would begin with a model that is not there
             new_repository={"space_sdk": "gradio", "space_variables": [{"key": VARIABLE, "value": model_id}]},
         )

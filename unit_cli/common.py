@@ -145,7 +145,11 @@ def report_push(done: Any) -> None:
         print(f"checked; nothing was uploaded. What would go to {done.repo_id} is in {done.folder}")
         return
     for name in done.kept:
-        print(f"{done.repo_id}: {name} was edited on the Hub and is kept as it is there; --overwrite-card replaces it")
+        but = ", but for the settings that start the app" if name in done.uploaded else ""
+        print(
+            f"{done.repo_id}: {name} was edited on the Hub and is kept as it is there{but}; --overwrite-card replaces "
+            "it"
+        )
     if not done.uploaded:
         print(f"{done.repo_id}: nothing to upload, it holds all of this already (commit {done.commit})")
     else:

@@ -28,6 +28,9 @@ def add_parser(subparsers) -> None:
         metavar="BRANCH",
         help="branch to commit to, made when it does not exist; a Space runs its default branch alone",
     )
+    parser.add_argument(
+        "--overwrite-card", action="store_true", help="replace a README.md of the Space that was edited by hand"
+    )
     parser.add_argument("--dry-run", action="store_true", help="do all but upload; no network, the folder is left")
 
 
@@ -49,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
             create_pr=args.create_pr,
             revision=args.revision,
             dry_run=args.dry_run,
+            overwrite_card=args.overwrite_card,
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
     except PublishError as error:

@@ -22,6 +22,9 @@ def add_parser(commands) -> None:
     push.add_argument("--private", action="store_true", help="make the repository private")
     push.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     push.add_argument("--revision", metavar="BRANCH", help="branch to commit to, made when it does not exist")
+    push.add_argument(
+        "--overwrite-card", action="store_true", help="replace a card on the Hub that was edited by hand"
+    )
     push.add_argument("--dry-run", action="store_true", help="do all but upload; no network, the folder is left")
 
 
@@ -41,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         create_pr=args.create_pr,
         revision=args.revision,
         dry_run=args.dry_run,
+        overwrite_card=args.overwrite_card,
         progress=sys.stderr.isatty(),
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
