@@ -210,17 +210,19 @@ def make_shards(plan: Plan, out: Path, rank: int = 0, world_size: int = 1, make:
         if maker.digest != plan.resources or _made_with() != plan.made_with:
             raise RuntimeError(f"this machine has other fonts, texts or libraries than {out} was begun with")
         gc.freeze()  # the maker stays; see `made_pages.build_pages`
-        for shard in wanted:
-            try:
-                make_shard(plan, out, shard, maker.row)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    raise
-                raise RuntimeError(
-                    f"{out}: no room for {plan.name_of(shard)} ({os.strerror(error.errno)}). What is written is whole "
-                    f"({len(finished(plan, out))} of {plan.shards} shards): make room and give the same command again"
-                ) from None
-        gc.unfreeze()
+        try:
+            for shard in wanted:
+                try:
+                    make_shard(plan, out, shard, maker.row)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                        raise
+                    raise RuntimeError(
+                        f"{out}: no room for {plan.name_of(shard)} ({os.strerror(error.errno)}). What is written is whole "
+                        f"({len(finished(plan, out))} of {plan.shards} shards): make room and give the same command again"
+                    ) from None
+        finally:
+            gc.unfreeze()
     write_manifest(plan, out)
 
 
