@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -306,6 +307,17 @@ def test_a_source_of_damaged_files_stops_the_run(folder, fonts, tmp_path):
     with pytest.raises(TooManyRefused, match="not UTF-8"):
         build(folder, tmp_path / "out", fonts, count=2000)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_crashes_its_reader_costs_itself_alone(folder, fonts, monkeypatch, tmp_path):
+    read = markdown_pages.read_document
+    monkeypatch.setattr(
+        markdown_pages, "read_document", lambda path: os._exit(1) if path.endswith("b.md") else read(path)
+    )
+    report = build(folder, tmp_path / "out", fonts, count=8)
+    assert report.rows == 8
+    assert report.refusals["file: crashes the reader"] > 0
+    assert all("notes/a.md" in row["source"] for row in read_columns(tmp_path / "out", ["source"]))
 
 
 def test_unwanted_text_is_on_no_page(folder, fonts, tmp_path):
