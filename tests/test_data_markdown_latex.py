@@ -152,7 +152,7 @@ def test_a_paragraph_over_two_pages_is_written_as_far_as_it_stands_there(tmp_pat
     ("written", "printed", "shown"),
     [
         (["\tone", "two", "\tthree"], ["one", "two", "        three"], ["one", "two", "        three"]),
-        (["\\one", "{", "\ttwo here", "}"], ["  \\one", "  {", "   two here", "  }"], ["\\one", "{", " two here", "}"]),
+        (["\\one", "{", "\ttwo", "}"], ["  \\one", "  {", "   two", "  }"], ["\\one", "{", " two", "}"]),
         (["{", "\tone", "}"], ["    {", "one", "}"], ["    {", "one", "}"]),
     ],
     ids=["tab at the first line", "tab of one space", "first line without words"],
@@ -227,6 +227,16 @@ def test_sources_that_cannot_be_read_are_refused_in_time(source, reason, tmp_pat
     found, reasons = pages(tmp_path, source, [PAGE])
     assert found == []
     assert next(iter(reasons)) in (reason, "source: nested too deeply", "page: little text of the source")
+
+
+def test_no_more_of_a_long_document_is_read_than_shows_that_it_is_long(monkeypatch, tmp_path):
+    read, numbers = markdown_latex.read_page, []
+    monkeypatch.setattr(markdown_latex, "MOST_WORDS", 250)
+    monkeypatch.setattr(markdown_latex, "read_page", lambda page: numbers.append(page) or read(page))
+    printed = [[*filler(), *filler()]] * 6  # 74 words each
+    found, reasons = pages(tmp_path, f"\\begin{{document}}{FILLER[0]}\\end{{document}}", printed)
+    assert (found, reasons) == ([], {"document: too long to align": 1})
+    assert len(numbers) == 4
 
 
 def test_mutated_sources_are_read_or_refused():

@@ -1386,9 +1386,14 @@ def pages_of_document(
         return
     try:
         pages: list[PageText | None] = []
+        printed = 0
         for page in document:
+            if max(len(source.words), printed) > MOST_WORDS:  # `Aligned` would say so once all pages are read
+                refusals["document: too long to align"] += 1
+                return
             try:
                 pages.append(read_page(page))
+                printed += len(pages[-1].words)
             except (ValueError, pdfium.PdfiumError) as reason:
                 refusals[str(reason) if isinstance(reason, ValueError) else "page: cannot be read"] += 1
                 pages.append(None)
