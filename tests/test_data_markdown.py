@@ -352,6 +352,23 @@ def test_held_out_packages_are_for_validation_only(monkeypatch, tmp_path):
     assert (document.name, document.license) == ("npm/fastify@1.0.0/README.md", "MIT")
 
 
+def test_no_training_text_shares_a_line_with_held_out_markdown(monkeypatch, tmp_path):
+    monkeypatch.setenv("UNIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(heldout, "validation_packages", lambda: [])
+    monkeypatch.setattr(heldout, "heldout", lambda: {"markdown": {"packages": ["unseen@1.0.0"]}})
+    monkeypatch.setattr(markdown_pages, "fetch_npm", lambda name: tmp_path / "tree")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "package.json").write_text('{"license": "MIT"}')
+    (tmp_path / "tree" / "a.md").write_text(
+        "# A heading of it\n\n" + "many other words, " * 20 + "\n\n```\nx = [[1]]\n```\n"
+    )
+    unwanted = heldout.validation_text_filter(progress=False)
+    assert unwanted("A HEADING of it, many other words")  # seven words over two blocks
+    assert unwanted("one line\nmany other words, many other words, many words\nanother")
+    assert not unwanted("A heading of it.")  # too short to be anyone's
+    assert not unwanted("Other words were said by many others on that day of the year.")
+
+
 def test_only_permissive_licences_are_kept_by_default(monkeypatch, tmp_path):
     monkeypatch.setenv("UNIT_CACHE", str(tmp_path))
     package(tmp_path, "free", "ISC")

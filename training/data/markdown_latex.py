@@ -1455,13 +1455,14 @@ def _rows_of_document(
     report = Report(documents=1)
     rows = []
     for page in pages_of_document(Path(tree) / pdf, Path(tree) / tex, size, most_pages, report.refusals):
-        if unwanted(markdown.visible_text(page.blocks)):
+        target = markdown.write(page.blocks)
+        if unwanted(markdown.visible_text(page.blocks)) or unwanted(target):
             report.refusals["page: shares text with held-out documents"] += 1
             continue
         rows.append(
             make_row(
                 page.pixels,
-                markdown.write(page.blocks),
+                target,
                 task="markdown",
                 kind="document",
                 x_height=page.x_height,

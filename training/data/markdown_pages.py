@@ -179,37 +179,21 @@ def read_document(path: str) -> tuple[tuple[markdown.Block, ...], Counter]:
 
 
 def marks_of(documents: Iterable[Document]) -> frozenset[int]:
-    """`heldout.fingerprints` of the visible text of ``documents``."""
+    """`heldout.fingerprints` of ``documents``: of each block, which may stand on a page of its own, and of the whole,
+    as it is seen and as it is written.
+
+    A line that stands in many packages (a licence's) is theirs as much as ours and yet may not be trained on.
+    """
     marks: set[int] = set()
     for document in documents:
         try:
             blocks, _ = read_document(document.path)
         except ValueError:
             continue
-        for block in blocks:
-            marks.update(fingerprints(markdown.visible_text([block])))
+        for part in (*((block,) for block in blocks), blocks):
+            marks.update(fingerprints(markdown.visible_text(part)))
+            marks.update(fingerprints(markdown.write(part)))
     return frozenset(marks)
-
-
-def heldout_filter(text_filter: Callable[[str], bool] | None = None) -> Callable[[str], bool]:
-    """Whether a text shares a fingerprint with a held-out Markdown package, or ``text_filter`` wants it gone.
-
-    A line that stands in many packages (a licence's) is theirs as much as ours and yet may not be trained on: blocks
-    that share a fingerprint are left out of the training pages.
-    """
-    marks = marks_of(find_documents([f"npm:{name}" for name in default_packages("validation")], "validation"))
-    return _Unwanted(marks, text_filter)
-
-
-@dataclass(frozen=True)
-class _Unwanted:
-    marks: frozenset[int]
-    also: Callable[[str], bool] | None
-
-    __hash__ = object.__hash__  # of what is cached by filter; that of many thousand marks takes its time
-
-    def __call__(self, text: str) -> bool:
-        return any(mark in self.marks for mark in fingerprints(text)) or (self.also is not None and self.also(text))
 
 
 # ------------------------------------------------------------------------------------------------------------ rows
@@ -306,7 +290,7 @@ def _row_of_page(plan: Plan, page: Page, source: str, license: str, rng: np.rand
         return "page: little text"
     if markdown.parse(target) != blocks:
         return "page: reading the target gives other blocks"
-    if plan.unwanted(seen):
+    if plan.unwanted(seen) or plan.unwanted(target):
         return "page: shares text with held-out documents"
     pixels, boxes = draw(page, dark, light)
     return make_row(
