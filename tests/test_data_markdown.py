@@ -354,7 +354,7 @@ def test_held_out_packages_are_for_validation_only(monkeypatch, tmp_path):
 
 def test_no_training_text_shares_a_line_with_held_out_markdown(monkeypatch, tmp_path):
     monkeypatch.setenv("UNIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(heldout, "validation_packages", lambda: [])
+    monkeypatch.setattr(heldout, "validation_packages", list)
     monkeypatch.setattr(heldout, "heldout", lambda: {"markdown": {"packages": ["unseen@1.0.0"]}})
     monkeypatch.setattr(markdown_pages, "fetch_npm", lambda name: tmp_path / "tree")
     (tmp_path / "tree").mkdir()
