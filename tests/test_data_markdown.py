@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -308,6 +309,17 @@ def test_a_source_of_damaged_files_stops_the_run(folder, fonts, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_that_crashes_its_reader_costs_itself_alone(folder, fonts, monkeypatch, tmp_path):
+    read = markdown_pages.read_document
+    monkeypatch.setattr(
+        markdown_pages, "read_document", lambda path: os._exit(1) if path.endswith("b.md") else read(path)
+    )
+    report = build(folder, tmp_path / "out", fonts, count=8)
+    assert report.rows == 8
+    assert report.refusals["file: crashes the reader"] > 0
+    assert all("notes/a.md" in row["source"] for row in read_columns(tmp_path / "out", ["source"]))
+
+
 def test_unwanted_text_is_on_no_page(folder, fonts, tmp_path):
     report = build(folder, tmp_path / "out", fonts, count=8, unwanted=lambda text: "sentence 3" in text)
     assert report.refusals["block: shares text with held-out documents"] > 0
@@ -338,6 +350,23 @@ def test_held_out_packages_are_for_validation_only(monkeypatch, tmp_path):
         markdown_pages.find_documents(["npm:something"], "validation")
     (document,) = markdown_pages.find_documents(["npm:fastify@1.0.0"], "validation")
     assert (document.name, document.license) == ("npm/fastify@1.0.0/README.md", "MIT")
+
+
+def test_no_training_text_shares_a_line_with_held_out_markdown(monkeypatch, tmp_path):
+    monkeypatch.setenv("UNIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(heldout, "validation_packages", list)
+    monkeypatch.setattr(heldout, "heldout", lambda: {"markdown": {"packages": ["unseen@1.0.0"]}})
+    monkeypatch.setattr(markdown_pages, "fetch_npm", lambda name: tmp_path / "tree")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "package.json").write_text('{"license": "MIT"}')
+    (tmp_path / "tree" / "a.md").write_text(
+        "# A heading of it\n\n" + "many other words, " * 20 + "\n\n```\nx = [[1]]\n```\n"
+    )
+    unwanted = heldout.validation_text_filter(progress=False)
+    assert unwanted("A HEADING of it, many other words")  # seven words over two blocks
+    assert unwanted("one line\nmany other words, many other words, many words\nanother")
+    assert not unwanted("A heading of it.")  # too short to be anyone's
+    assert not unwanted("Other words were said by many others on that day of the year.")
 
 
 def test_only_permissive_licences_are_kept_by_default(monkeypatch, tmp_path):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 import skia
 
 from training.data import markdown_latex
-from training.data.markdown import write
+from training.data.markdown import Code, write
 from training.data.schema import read_columns
 
 pytest.importorskip("pylatexenc")
@@ -146,6 +148,22 @@ def test_a_paragraph_over_two_pages_is_written_as_far_as_it_stands_there(tmp_pat
     assert write(second.blocks) == " ".join(words[60:])
 
 
+@pytest.mark.parametrize(
+    ("written", "printed", "shown"),
+    [
+        (["\tone", "two", "\tthree"], ["one", "two", "        three"], ["one", "two", "        three"]),
+        (["\\one", "{", "\ttwo", "}"], ["  \\one", "  {", "   two", "  }"], ["\\one", "{", " two", "}"]),
+        (["{", "\tone", "}"], ["    {", "one", "}"], ["    {", "one", "}"]),
+    ],
+    ids=["tab at the first line", "tab of one space", "first line without words"],
+)
+def test_code_is_indented_as_on_the_page(written, printed, shown, tmp_path):
+    source = "\n".join([*FILLER, r"\begin{verbatim}", *written, r"\end{verbatim}", *FILLER])
+    drawn = [*filler(), *((0, [("t", line)]) for line in printed), *filler()]
+    (page,), _ = pages(tmp_path, f"\\begin{{document}}\n{source}\n\\end{{document}}", [drawn])
+    assert [block.lines for block in page.blocks if isinstance(block, Code)] == [tuple(shown)]
+
+
 def test_the_rest_of_an_item_has_no_mark(tmp_path):
     words = [f"word{number}" for number in range(60)]
     lines = [" ".join(words[at : at + 6]) for at in range(0, 60, 6)]
@@ -211,6 +229,16 @@ def test_sources_that_cannot_be_read_are_refused_in_time(source, reason, tmp_pat
     assert next(iter(reasons)) in (reason, "source: nested too deeply", "page: little text of the source")
 
 
+def test_no_more_of_a_long_document_is_read_than_shows_that_it_is_long(monkeypatch, tmp_path):
+    read, numbers = markdown_latex.read_page, []
+    monkeypatch.setattr(markdown_latex, "MOST_WORDS", 250)
+    monkeypatch.setattr(markdown_latex, "read_page", lambda page: numbers.append(page) or read(page))
+    printed = [[*filler(), *filler()]] * 6  # 74 words each
+    found, reasons = pages(tmp_path, f"\\begin{{document}}{FILLER[0]}\\end{{document}}", printed)
+    assert (found, reasons) == ([], {"document: too long to align": 1})
+    assert len(numbers) == 4
+
+
 def test_mutated_sources_are_read_or_refused():
     rng = np.random.default_rng(0)
     outcomes = Counter()
@@ -265,3 +293,30 @@ def test_a_package_becomes_a_data_set(monkeypatch, tmp_path):
         ["some-doc"], tmp_path / "none", unwanted=lambda text: True, progress=False
     )
     assert report.refusals["page: shares text with held-out documents"] == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_document_that_hangs_or_crashes_costs_itself_alone(workers, monkeypatch, tmp_path):
+    monkeypatch.setenv("UNIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(markdown_latex, "DOCUMENT_SECONDS", 1.0)
+    tree = tmp_path / "trees" / "some-doc"
+    tree.mkdir(parents=True)
+    for name in ("crashes", "good", "hangs", "second"):
+        (tree / f"{name}.pdf").touch()
+        (tree / f"{name}.tex").touch()
+
+    def pages_of_document(pdf, *_):
+        if pdf.stem == "hangs":
+            time.sleep(1000)
+        if pdf.stem == "crashes":
+            os._exit(1)
+        image = np.full((8, 8), 255, np.uint8)
+        yield markdown_latex.PdfPage(0, image, (markdown_latex.Paragraph((markdown_latex.Run(pdf.stem),)),), 1, 8, "")
+
+    monkeypatch.setattr(markdown_latex, "pages_of_document", pages_of_document)
+    report = markdown_latex.build_latex_pages(["some-doc"], tmp_path / "out", workers=workers, progress=False)
+    assert sorted(row["text"] for row in read_columns(tmp_path / "out", ["text"])) == ["good", "second"]
+    assert report.refusals == {"document: takes too long": 1, "document: crashes the reader": 1}
+    saved = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert saved["settings"]["damaged"]["some-doc"]["refused"] == 2
+    assert report.documents == 4

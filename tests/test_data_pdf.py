@@ -347,6 +347,8 @@ def packages(tmp_path, monkeypatch, typeface):
         draw_pdf(folder / "manual.pdf", typeface, draw, pages=4)
         (folder / "broken.pdf").write_bytes(b"%PDF-1.5 and no more")
     monkeypatch.setattr(heldout, "validation_packages", lambda: ["closed-doc"])
+    listed = {**heldout.heldout(), "markdown": {"packages": []}}
+    monkeypatch.setattr(heldout, "heldout", lambda: listed)
     return tmp_path
 
 

@@ -18,9 +18,13 @@ from .schema import words_from_char_boxes
 PAPER, INK, GREY, FRAME = "#ffffff", "#1b1b1f", "#6b7078", "#d5d8dd"
 BOX, BOX_FILL = (20, 96, 216), 30  # of words; opacity of 255
 BOX_LINE, FINE_BOX_LINE = 120, 45  # opacity around words that are shown 10 pixels tall, and around smaller ones
+LEAST_LINE = 6  # px that a word is shown tall to have a line around it: smaller ones it would hide
 GAP = 18  # px between cells
-WIDE_CELLS, NARROW_CELLS = (3, 372), (5, 216)  # columns and px of each: for strips of text, and for all else
-TALLEST = {"natural": 200, "document": 340}  # px
+# Columns, px of each, and of the tallest picture by its kind.
+STRIPS = (3, 372, {"natural": 200, "document": 340})
+PAGES = (5, 300, {"natural": 200, "document": 430})
+OTHERS = (5, 216, {"natural": 200, "document": 340})
+LARGE = 800  # px of the longer side, above which an image is shown as a page
 MAX_ZOOM = 2.0  # small images are enlarged so far
 TEXT_LINES, LINE_HEIGHT, TEXT_SIZE = 4, 14, 11
 LINE_BREAK = "\u21b5"
@@ -42,7 +46,8 @@ def word_boxes(row: dict[str, Any]) -> list[list[int]]:
 
 
 def contact_sheet(rows: Sequence[dict[str, Any]], title: str = "") -> Image.Image:
-    """Draw rows of the schema as an RGB image: three beside each other where most are strips of text, else five.
+    """Draw rows of the schema as an RGB image: three beside each other where most are strips of text, else five,
+    larger where most are whole pages.
 
     Raises:
         ValueError: no rows.
@@ -50,7 +55,10 @@ def contact_sheet(rows: Sequence[dict[str, Any]], title: str = "") -> Image.Imag
     if not rows:
         raise ValueError("there are no rows to draw on a contact sheet")
     sizes = [_size(row) for row in rows]
-    columns, width = WIDE_CELLS if np.median([size[0] / size[1] for size in sizes]) > 2 else NARROW_CELLS
+    if np.median([size[0] / size[1] for size in sizes]) > 2:
+        columns, width, tallest = STRIPS
+    else:
+        columns, width, tallest = PAGES if np.median([max(size) for size in sizes]) > LARGE else OTHERS
     font, small = _font(TEXT_SIZE), _font(TEXT_SIZE - 1)
     cells = []
     for row, size in zip(rows, sizes, strict=True):
@@ -59,7 +67,7 @@ def contact_sheet(rows: Sequence[dict[str, Any]], title: str = "") -> Image.Imag
             facts += f"  x-height {row['x_height']:.1f}"
         lines = [(facts, GREY, small)]
         lines += [(line, INK if row["text"].strip() else GREY, font) for line in _wrapped(row["text"], font, width)]
-        cells.append((_picture(row, size, width), lines))
+        cells.append((_picture(row, size, width, tallest[row["kind"]]), lines))
     bands = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     tall = [max(picture.height for picture, _ in band) for band in bands]
     deep = [8 + LINE_HEIGHT * max(len(lines) for _, lines in band) for band in bands]
@@ -89,11 +97,11 @@ def _size(row: dict[str, Any]) -> tuple[int, int]:
         return image.size
 
 
-def _picture(row: dict[str, Any], size: tuple[int, int], width: int) -> Image.Image:
-    """The image at the size it is shown, with the boxes of its words."""
+def _picture(row: dict[str, Any], size: tuple[int, int], width: int, height: int) -> Image.Image:
+    """The image at the size it is shown, at most (width, height), with the boxes of its words."""
     with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
         picture = to_rgb(image)
-    zoom = min(width / size[0], TALLEST[row["kind"]] / size[1], MAX_ZOOM)
+    zoom = min(width / size[0], height / size[1], MAX_ZOOM)
     shown = tuple(max(1, round(side * zoom)) for side in size)
     picture = picture.resize(shown, Image.Resampling.LANCZOS)
     boxes = word_boxes(row)
@@ -104,7 +112,8 @@ def _picture(row: dict[str, Any], size: tuple[int, int], width: int) -> Image.Im
             if x1 > x0 and y1 > y0:
                 corners = (x0 * zoom, y0 * zoom, max(x0 * zoom, x1 * zoom - 1), max(y0 * zoom, y1 * zoom - 1))
                 line = BOX_LINE if (y1 - y0) * zoom >= 10 else FINE_BOX_LINE
-                pen.rectangle(corners, fill=(*BOX, BOX_FILL), outline=(*BOX, line))
+                outline = (*BOX, line) if (y1 - y0) * zoom >= LEAST_LINE else None
+                pen.rectangle(corners, fill=(*BOX, BOX_FILL), outline=outline)
         picture = Image.alpha_composite(picture.convert("RGBA"), faint).convert("RGB")
     return picture
 

@@ -2,7 +2,7 @@
 
 Validation documents come from packages that no training document comes from, but packages share passages (licences,
 the same author's boilerplate). So texts are compared by content: a training text is unwanted when it shares a whole
-line of 20 characters or more, or any seven words in a row, with any English line of the validation packages.
+line of 20 characters or more, or any seven words in a row, with any text of the validation packages.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,18 @@ class TextFilter:
 
 
 def validation_text_filter(progress: bool = True) -> TextFilter:
-    """The filter that training texts go through: all English lines of the validation packages, made once and cached.
+    """The filter that training texts of every kind go through, made once and cached: all lines of the validation
+    packages, their pages' Markdown, and the held-out Markdown files.
 
-    The first call reads the text layer of every page of the validation packages: about a minute.
+    The first call reads every page of the validation packages twice over: some two minutes.
+
+    Raises:
+        RuntimeError: a package cannot be fetched.
     """
     path = validation_text_path()
     if not path.is_file():
-        marks = np.unique(np.fromiter(_marks_of_packages(validation_packages(), progress), dtype=np.uint64))
+        marks = chain(_marks_of_packages(validation_packages(), progress), _marks_of_markdown(progress))
+        marks = np.unique(np.fromiter(marks, dtype=np.uint64))
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial.npy")
         np.save(partial, marks)
@@ -104,7 +110,8 @@ def validation_text_filter(progress: bool = True) -> TextFilter:
 
 def validation_text_path() -> Path:
     """Where the marks of `validation_text_filter` lie once they are made."""
-    tag = hashlib.blake2b(repr((validation_packages(), LINE_LENGTH, RUN_LENGTH, 3)).encode(), digest_size=4)
+    packages = validation_packages(), heldout()["markdown"]["packages"]
+    tag = hashlib.blake2b(repr((packages, LINE_LENGTH, RUN_LENGTH, 4)).encode(), digest_size=4)
     return cache_root() / "data" / f"validation-text-{tag.hexdigest()}.npy"
 
 
@@ -123,9 +130,30 @@ def _marks_of_packages(packages: list[str], progress: bool) -> Iterator[int]:
                 lines = find_lines(read_glyphs(page))
             except ValueError:  # no page that any set is made of
                 continue
-            for chain in chain_lines(lines):
-                yield from fingerprints("\n".join(line.text for line in chain))
+            for joined in chain_lines(lines):
+                yield from fingerprints("\n".join(line.text for line in joined))
         document.close()
+
+
+def _marks_of_markdown(progress: bool) -> Iterator[int]:
+    """Fingerprints of what the validation sets with Markdown can hold: a page's text there is joined otherwise than
+    its lines are, and has formulas and code from the source."""
+    from tqdm import tqdm
+
+    from . import markdown
+    from .markdown_latex import find_pairs, pages_of_document
+    from .markdown_pages import find_documents, marks_of
+    from .sources import fetch_deb
+
+    npm = [f"npm:{name}" for name in heldout()["markdown"]["packages"]]
+    if npm:
+        yield from marks_of(find_documents(npm, "validation"))
+    pairs = [pair for package in validation_packages() for pair in find_pairs(fetch_deb(package))]
+    for pdf, tex in tqdm(pairs, desc="held-out Markdown", unit="document", disable=not progress):
+        # whatever the size of a page is to be
+        for page in pages_of_document(pdf, tex, 64, 1_000_000, Counter(), least_x_height=0.0):
+            yield from fingerprints(markdown.write(page.blocks))
+            yield from fingerprints(markdown.visible_text(page.blocks))
 
 
 @dataclass

@@ -31,13 +31,14 @@ from __future__ import annotations
 import bisect
 import ctypes
 import gzip
-import multiprocessing
+import math
 import re
 import textwrap
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -48,8 +49,10 @@ import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
 from . import markdown
+from .guarded import Failure, run_guarded
 from .markdown import Block, Code, Formula, Heading, Items, Paragraph, Quote, Run, Runs, Table
 from .pdf import PAGE_LICENSE, SOFT_HYPHENS, X_HEIGHT_LETTERS, Report
+from .pdf_sources import why
 from .refusals import Refusals
 from .schema import make_row, write_shards
 from .sources import fetch_deb
@@ -60,6 +63,7 @@ LEAST_LIKENESS = 0.94
 LEAST_WORDS = 40  # of a page's target
 MOST_WORDS = 30_000  # of a document: the alignment takes memory with the square
 MOST_BYTES = 600_000  # of a source: longer ones have too many words to be aligned
+DOCUMENT_SECONDS = 120.0  # of a document, some ten times what the slowest that is of use takes: a guard, not a sieve
 MOST_PRINTED = 12  # words between two parts that the source has not
 MOST_FURNITURE = 14  # words of running heads and feet, each
 _WORD = re.compile(r"[^\W_]+")
@@ -705,6 +709,7 @@ class PageText:
     looks: list[int]  # of each character: 1 bold, 2 italic, 4 typewriter
     words: list[str]
     spans: list[tuple[int, int]]  # of the words in ``text``
+    lefts: list[float]  # where each character of a typewriter face begins, points; NaN for others
     x_height: float = 0.0  # median, points
 
 
@@ -722,6 +727,7 @@ def read_page(page: pdfium.PdfPage) -> PageText:
     known: dict[bytes, int] = {}
     text: list[str] = []
     looks: list[int] = []
+    lefts: list[float] = []
     heights: list[float] = []
     nameless = 0
     edges = [ctypes.c_double() for _ in range(4)]
@@ -734,6 +740,7 @@ def read_page(page: pdfium.PdfPage) -> PageText:
             if not joining and text and text[-1] != "\n":
                 text.append("\n")
                 looks.append(looks[-1])
+                lefts.append(math.nan)
             continue
         if code in SOFT_HYPHENS:
             joining = True
@@ -743,6 +750,7 @@ def read_page(page: pdfium.PdfPage) -> PageText:
             if text and text[-1] not in " \n":
                 text.append(" ")
                 looks.append(looks[-1])
+                lefts.append(math.nan)
             continue
         buffer.value = b""
         pdfium_c.FPDFText_GetFontInfo(raw, index, buffer, 128, flags)
@@ -759,9 +767,14 @@ def read_page(page: pdfium.PdfPage) -> PageText:
             heights.append(edges[3].value - edges[2].value)
         if code < 32 or 0xE000 <= code <= 0xF8FF or code >= 0xF0000:
             character = "\ufffd"
+        left = math.nan
+        if look & 4:
+            pdfium_c.FPDFText_GetCharOrigin(raw, index, *pointers[:2])
+            left = edges[0].value
         for part in normalize_character(character):
             text.append(part)
             looks.append(look)
+            lefts.append(left)
     textpage.close()
     if nameless > 0.1 * max(len(text), 1):
         raise ValueError("page: fonts without names")
@@ -773,6 +786,7 @@ def read_page(page: pdfium.PdfPage) -> PageText:
         looks,
         [match[0].lower() for match in found],
         [match.span() for match in found],
+        lefts,
         float(np.median(heights)) if heights else 0.0,
     )
 
@@ -1070,6 +1084,7 @@ class _PageReader:
     def verbatim(self, part: Verbatim) -> Iterator[Block]:
         lines: list[str] = []
         open_lines: list[str] = []
+        start = len(self.page.text)  # of the first line on the page
         for line, first, last in part.lines:
             if first == last:
                 open_lines.append(line)  # no words: with the lines around it
@@ -1078,6 +1093,7 @@ class _PageReader:
             if len(on) >= 0.6 * (last - first):
                 lines.extend(open_lines if lines or first > self.first else [])
                 lines.append(line)
+                start = min(start, self.page.spans[min(on)][0])
                 self.used[min(on) : max(on) + 1] = True
             elif on:
                 raise Refused("page: verbatim text printed otherwise")
@@ -1088,10 +1104,39 @@ class _PageReader:
         code = markdown.make_code(textwrap.dedent("\n".join(lines)).split("\n"))
         if code is None:
             return
+        code = markdown.make_code(self.as_indented(code.lines, start))
         printed = re.sub(r"\s", "", self.page.text)
         if any(line.replace(" ", "") not in printed for line in code.lines):
             raise Refused("page: verbatim text printed otherwise")
         yield code
+
+    def as_indented(self, lines: Sequence[str], start: int) -> Sequence[str]:
+        """Lines of code, the first with its first word at character ``start``, indented as on the page: what a tab is
+        worth is the page's affair too. As they are when the page's lines are others or no face of one width."""
+        text, lefts = self.page.text, self.page.lefts
+        lines_before = next(number for number, line in enumerate(filter(None, lines)) if _WORD.search(line))
+        at = text.rfind("\n", 0, start) + 1
+        for _ in range(lines_before):
+            at = text.rfind("\n", 0, max(at - 1, 0)) + 1
+        places, pitches = [], []
+        for line in filter(None, lines):
+            end = text.find("\n", at) if "\n" in text[at:] else len(text)
+            characters = [index for index in range(at, end) if not text[index].isspace()]
+            if "".join(text[index] for index in characters) != re.sub(r"\s", "", line):
+                return lines
+            places.append(lefts[characters[0]])
+            # of neighbours in the source, which no space parts
+            for index, following in pairwise(characters):
+                if following == index + 1:
+                    pitches.append(lefts[following] - lefts[index])
+            at = end + 1
+        if not pitches or not np.isfinite([*places, *pitches]).all():
+            return lines
+        pitch = float(np.median(pitches))
+        if pitch <= 0 or np.mean(np.abs(np.array(pitches) / pitch - 1) < 0.05) < 0.9:
+            return lines
+        indents = iter(np.round((np.array(places) - min(places)) / pitch).astype(int).tolist())
+        return [line and " " * next(indents) + line.lstrip() for line in lines]
 
     def listing(self, part: Listing) -> Iterator[Block]:
         items: list[tuple[int | None, tuple[Block, ...]]] = []
@@ -1341,9 +1386,14 @@ def pages_of_document(
         return
     try:
         pages: list[PageText | None] = []
+        printed = 0
         for page in document:
+            if max(len(source.words), printed) > MOST_WORDS:  # `Aligned` would say so once all pages are read
+                refusals["document: too long to align"] += 1
+                return
             try:
                 pages.append(read_page(page))
+                printed += len(pages[-1].words)
             except (ValueError, pdfium.PdfiumError) as reason:
                 refusals[str(reason) if isinstance(reason, ValueError) else "page: cannot be read"] += 1
                 pages.append(None)
@@ -1396,20 +1446,23 @@ def render(page: pdfium.PdfPage, size: int) -> tuple[np.ndarray, float]:
     return np.ascontiguousarray(pixels[:size, :size]), scale
 
 
-def _work(task: tuple[str, str, str, str, int, int, str]) -> tuple[list[dict], Report]:
-    """Rows of one document: (package, tree, pdf, tex, size, most pages, split)."""
-    package, tree, pdf, tex, size, most_pages, split = task
+def _rows_of_document(
+    task: tuple[str, str, str, str], size: int, most_pages: int, split: str, unwanted: Callable[[str], bool]
+) -> tuple[list[dict], Report]:
+    """Rows of one document: (package, tree, pdf, tex)."""
+    package, tree, pdf, tex = task
     begin = time.perf_counter()
     report = Report(documents=1)
     rows = []
     for page in pages_of_document(Path(tree) / pdf, Path(tree) / tex, size, most_pages, report.refusals):
-        if _unwanted(markdown.visible_text(page.blocks)):
+        target = markdown.write(page.blocks)
+        if unwanted(markdown.visible_text(page.blocks)) or unwanted(target):
             report.refusals["page: shares text with held-out documents"] += 1
             continue
         rows.append(
             make_row(
                 page.pixels,
-                markdown.write(page.blocks),
+                target,
                 task="markdown",
                 kind="document",
                 x_height=page.x_height,
@@ -1422,14 +1475,6 @@ def _work(task: tuple[str, str, str, str, int, int, str]) -> tuple[list[dict], R
     report.pages = len(rows) + sum(count for reason, count in report.refusals.items() if reason.startswith("page:"))
     report.page_seconds = time.perf_counter() - begin
     return rows, report
-
-
-_unwanted: Callable[[str], bool] = lambda text: False  # noqa: E731 (set in each worker)
-
-
-def _start_worker(unwanted: Callable[[str], bool]) -> None:
-    global _unwanted
-    _unwanted = unwanted
 
 
 def build_latex_pages(
@@ -1461,14 +1506,15 @@ def build_latex_pages(
 
     Raises:
         ModuleNotFoundError: pylatexenc is not installed.
-        TooManyRefused: over a twentieth of the documents, of 200 or more, cannot be opened.
+        TooManyRefused: over a twentieth of a package's documents, of 200 or more, cannot be opened, crash the reader
+            or overrun `DOCUMENT_SECONDS`.
     """
     import pylatexenc  # noqa: F401 (complain now, not in a worker)
     from tqdm import tqdm
 
     begin = time.perf_counter()
     tasks = [
-        (package, str(tree), str(pdf.relative_to(tree)), str(tex.relative_to(tree)), size, pages_per_pdf, split)
+        (package, str(tree), str(pdf.relative_to(tree)), str(tex.relative_to(tree)))
         for package in packages
         for tree in [fetch_deb(package)]
         for pdf, tex in find_pairs(tree)
@@ -1477,29 +1523,36 @@ def build_latex_pages(
     report, damaged = Report(), Refusals()
 
     def collect(results) -> Iterator[dict]:
-        for task, (rows, part) in zip(tasks, results, strict=True):
-            found = part.refusals["document: cannot be opened"]
-            damaged.add(task[0], "document: cannot be opened", task[2]) if found else damaged.accept(task[0])
+        for (package, _, pdf, _), result in results:
             report.documents += 1
+            bar.update()
+            if isinstance(result, Failure):
+                reason, detail = why(result)
+                report.refusals[f"document: {reason}"] += 1
+                damaged.add(package, f"document: {reason}", f"{pdf}{detail and ': '}{detail}")
+                continue
+            rows, part = result
+            found = part.refusals["document: cannot be opened"]
+            damaged.add(package, "document: cannot be opened", pdf) if found else damaged.accept(package)
             report.pages += part.pages
             report.page_seconds += part.page_seconds
             report.refusals.update(+part.refusals)
             rows = rows if count is None else rows[: count - report.rows]
             report.rows += len(rows)
             report.pages_used += len(rows)
-            bar.update()
             bar.set_postfix(rows=report.rows, refresh=False)
             yield from rows
             if count is not None and report.rows >= count:
                 return
 
-    with tqdm(total=len(tasks), unit="document", disable=not progress) as bar:
-        if workers <= 1:
-            _start_worker(unwanted)
-            write_shards(collect(map(_work, tasks)), out)
-        else:
-            with multiprocessing.get_context("fork").Pool(workers, _start_worker, (unwanted,)) as pool:
-                write_shards(collect(pool.imap(_work, tasks, chunksize=1)), out)
+    results = run_guarded(
+        lambda task: _rows_of_document(task, size, pages_per_pdf, split, unwanted),
+        tasks,
+        workers=workers,
+        seconds=lambda task: DOCUMENT_SECONDS,
+    )
+    with tqdm(total=len(tasks), unit="document", disable=not progress) as bar, closing(results):
+        write_shards(collect(results), out)
     report.seconds = time.perf_counter() - begin
     settings = {"packages": list(packages), "seed": seed, "size": size, "split": split, "pages_per_pdf": pages_per_pdf}
     report.save(Path(out), **settings, least_agreement=LEAST_AGREEMENT, damaged=damaged.as_dict())

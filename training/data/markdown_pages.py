@@ -11,12 +11,13 @@ All shares and ranges are ours.
 
 from __future__ import annotations
 
+import itertools
 import json
-import multiprocessing
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,9 +26,11 @@ import numpy as np
 import yaml
 
 from . import markdown
+from .guarded import Failure, run_guarded
 from .heldout import fingerprints, heldout, is_heldout_markdown
 from .markdown_typeset import Family, Page, draw, draw_style, find_families, lay_out, paginate
 from .pdf import Report
+from .pdf_sources import why
 from .refusals import Refusals
 from .schema import make_row, write_shards
 from .sources import NPM_NAME, fetch_npm
@@ -36,7 +39,8 @@ from .text import words
 PAGES_PER_TASK = 4
 LEAST_WORDS = 30  # of a page
 MOST_BYTES = 1_000_000  # of a file; larger ones are data
-TASKS_A_ROUND = 64
+LEAST_PATIENCE = 64  # tasks in a row without a page before a run gives up
+TASK_SECONDS = 60.0  # of a task, which takes a tenth of one most often: a guard, not a sieve
 # Licences that let a copy be shown with its name; of alternatives one must be among them.
 PERMISSIVE = frozenset(
     (
@@ -175,37 +179,21 @@ def read_document(path: str) -> tuple[tuple[markdown.Block, ...], Counter]:
 
 
 def marks_of(documents: Iterable[Document]) -> frozenset[int]:
-    """`heldout.fingerprints` of the visible text of ``documents``."""
+    """`heldout.fingerprints` of ``documents``: of each block, which may stand on a page of its own, and of the whole,
+    as it is seen and as it is written.
+
+    A line that stands in many packages (a licence's) is theirs as much as ours and yet may not be trained on.
+    """
     marks: set[int] = set()
     for document in documents:
         try:
             blocks, _ = read_document(document.path)
         except ValueError:
             continue
-        for block in blocks:
-            marks.update(fingerprints(markdown.visible_text([block])))
+        for part in (*((block,) for block in blocks), blocks):
+            marks.update(fingerprints(markdown.visible_text(part)))
+            marks.update(fingerprints(markdown.write(part)))
     return frozenset(marks)
-
-
-def heldout_filter(text_filter: Callable[[str], bool] | None = None) -> Callable[[str], bool]:
-    """Whether a text shares a fingerprint with a held-out Markdown package, or ``text_filter`` wants it gone.
-
-    A line that stands in many packages (a licence's) is theirs as much as ours and yet may not be trained on: blocks
-    that share a fingerprint are left out of the training pages.
-    """
-    marks = marks_of(find_documents([f"npm:{name}" for name in default_packages("validation")], "validation"))
-    return _Unwanted(marks, text_filter)
-
-
-@dataclass(frozen=True)
-class _Unwanted:
-    marks: frozenset[int]
-    also: Callable[[str], bool] | None
-
-    __hash__ = object.__hash__  # of what is cached by filter; that of many thousand marks takes its time
-
-    def __call__(self, text: str) -> bool:
-        return any(mark in self.marks for mark in fingerprints(text)) or (self.also is not None and self.also(text))
 
 
 # ------------------------------------------------------------------------------------------------------------ rows
@@ -253,14 +241,19 @@ def make_plan(
     )
 
 
+def _draw_document(plan: Plan, task: int) -> tuple[Document, np.random.Generator]:
+    """The document of a task, and the generator from which all else of it is drawn."""
+    rng = np.random.default_rng([plan.seed, task])
+    members = plan.documents[int(rng.choice(len(plan.documents), p=plan.shares))]
+    return members[int(rng.integers(len(members)))], rng
+
+
 def rows_of_task(plan: Plan, task: int) -> tuple[list[dict], Report, str]:
     """Rows of one task, up to `PAGES_PER_TASK` consecutive pages of one document in one style; what was refused; the
     document's name."""
     begin = time.perf_counter()
     report = Report(documents=1)
-    rng = np.random.default_rng([plan.seed, task])
-    members = plan.documents[int(rng.choice(len(plan.documents), p=plan.shares))]
-    document = members[int(rng.integers(len(members)))]
+    document, rng = _draw_document(plan, task)
     rows: list[dict] = []
     try:
         blocks, left_out = read_document(document.path)
@@ -297,7 +290,7 @@ def _row_of_page(plan: Plan, page: Page, source: str, license: str, rng: np.rand
         return "page: little text"
     if markdown.parse(target) != blocks:
         return "page: reading the target gives other blocks"
-    if plan.unwanted(seen):
+    if plan.unwanted(seen) or plan.unwanted(target):
         return "page: shares text with held-out documents"
     pixels, boxes = draw(page, dark, light)
     return make_row(
@@ -311,18 +304,6 @@ def _row_of_page(plan: Plan, page: Page, source: str, license: str, rng: np.rand
         license=license,
         split=plan.split,
     )
-
-
-_plan: Plan
-
-
-def _start_worker(plan: Plan) -> None:
-    global _plan
-    _plan = plan
-
-
-def _work(task: int) -> tuple[list[dict], Report, str]:
-    return rows_of_task(_plan, task)
 
 
 def build_pages(
@@ -354,7 +335,8 @@ def build_pages(
 
     Raises:
         ValueError: a negative count, fonts or a size that will not do, or no page comes of the documents.
-        TooManyRefused: over a twentieth of the files, of 200 or more that were drawn, are damaged.
+        TooManyRefused: over a twentieth of the files, of 200 or more that were drawn, are damaged or overrun
+            `TASK_SECONDS`.
     """
     if count < 0:
         raise ValueError(f"count must not be negative, is {count}")
@@ -374,44 +356,40 @@ def build_pages(
 def _rows(plan: Plan, count: int, workers: int, report: Report, damaged: Refusals, progress: bool) -> Iterator[dict]:
     from tqdm import tqdm
 
-    with tqdm(total=count, unit="page", disable=not progress) as bar:
-        for rows, part, part_name in _results(plan, count, workers):
+    if count == 0:
+        return
+    fruitless = 0
+    # Every document has had its chance several times over before this gives up.
+    patience = max(LEAST_PATIENCE, 4 * sum(map(len, plan.documents)))
+    results = run_guarded(
+        lambda task: rows_of_task(plan, task),
+        itertools.count(),
+        workers=workers,
+        seconds=lambda task: TASK_SECONDS,
+    )
+    with tqdm(total=count, unit="page", disable=not progress) as bar, closing(results):
+        for task, result in results:
+            if isinstance(result, Failure):
+                why_not, detail = why(result)
+                rows, part, name = [], Report(documents=1), f"{_draw_document(plan, task)[0].name}: {detail}"
+                part.refusals[reason := f"file: {why_not}"] += 1
+            else:
+                rows, part, name = result
+                reason = next((reason for reason in DAMAGED if part.refusals[reason]), None)
             report.pages += part.pages
             report.pages_used += part.pages_used
             report.documents += part.documents
             report.page_seconds += part.page_seconds
             report.refusals.update(part.refusals)
-            reason = next((reason for reason in DAMAGED if part.refusals[reason]), None)
-            damaged.add("Markdown files", reason, part_name) if reason else damaged.accept("Markdown files")
+            damaged.add("Markdown files", reason, name) if reason else damaged.accept("Markdown files")
+            fruitless = 0 if rows else fruitless + 1
             rows = rows[: count - report.rows]
             report.rows += len(rows)
             bar.update(len(rows))
             yield from rows
             if report.rows >= count:
                 return
-
-
-def _results(plan: Plan, count: int, workers: int) -> Iterator[tuple[list[dict], Report, str]]:
-    """Results of tasks 0, 1, 2 … in order, for as long as rows come."""
-    if count == 0:
-        return
-    if workers <= 1:
-        yield from _rounds(plan, lambda tasks: (rows_of_task(plan, task) for task in tasks))
-    else:
-        with multiprocessing.get_context("fork").Pool(workers, _start_worker, (plan,)) as pool:
-            yield from _rounds(plan, lambda tasks: pool.imap(_work, tasks, chunksize=2))
-
-
-def _rounds(plan: Plan, results) -> Iterator[tuple[list[dict], Report, str]]:
-    start, fruitless = 0, 0
-    # Every document has had its chance several times over before this gives up.
-    patience = max(TASKS_A_ROUND, 4 * sum(map(len, plan.documents)))
-    while True:
-        for rows, part, name in results(range(start, start + TASKS_A_ROUND)):
-            fruitless = 0 if rows else fruitless + 1
-            yield rows, part, name
             if fruitless >= patience:
                 raise ValueError(
                     f"{fruitless} attempts in a row gave no page; the last was refused for: {dict(part.refusals)}"
                 )
-        start += TASKS_A_ROUND

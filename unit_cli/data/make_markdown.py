@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         else []
     )
     if train:
-        wishes["unwanted"] = markdown_pages.heldout_filter(heldout.validation_text_filter())
+        wishes["unwanted"] = heldout.validation_text_filter()
     if documents:
         out = parent(args) / f"markdown-made-{args.split}"
         fonts = load_fonts(args.fonts, args.split)
