@@ -218,8 +218,9 @@ def make_shards(plan: Plan, out: Path, rank: int = 0, world_size: int = 1, make:
                     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                         raise
                     raise RuntimeError(
-                        f"{out}: no room for {plan.name_of(shard)} ({os.strerror(error.errno)}). What is written is whole "
-                        f"({len(finished(plan, out))} of {plan.shards} shards): make room and give the same command again"
+                        f"{out}: no room for {plan.name_of(shard)} ({os.strerror(error.errno)}). What is written is "
+                        f"whole ({len(finished(plan, out))} of {plan.shards} shards): make room and give the same "
+                        "command again"
                     ) from None
         finally:
             gc.unfreeze()
