@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -306,6 +308,22 @@ def test_a_source_of_damaged_files_stops_the_run(folder, fonts, tmp_path):
     with pytest.raises(TooManyRefused, match="not UTF-8"):
         build(folder, tmp_path / "out", fonts, count=2000)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_crashes_the_reader_costs_itself_alone(folder, fonts, tmp_path, monkeypatch):
+    (folder / "bomb.md").write_text(PROSE)
+    read = markdown_pages.read_document
+
+    def read_or_die(path):
+        return os.kill(os.getpid(), signal.SIGKILL) if path.endswith("bomb.md") else read(path)
+
+    monkeypatch.setattr(markdown_pages, "read_document", read_or_die)
+    report = build(folder, tmp_path / "out", fonts, count=12)
+    assert report.rows == 12
+    assert report.refusals["file: crashes the reader"] > 0
+    told = json.loads((tmp_path / "out" / "report.json").read_text())["settings"]["damaged"]["Markdown files"]
+    example = told["reasons"]["file: crashes the reader"]["examples"][0]
+    assert example.startswith("notes/bomb.md: ended its process twice (SIGKILL)")
 
 
 def test_unwanted_text_is_on_no_page(folder, fonts, tmp_path):

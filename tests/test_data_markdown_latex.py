@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -265,3 +267,21 @@ def test_a_package_becomes_a_data_set(monkeypatch, tmp_path):
         ["some-doc"], tmp_path / "none", unwanted=lambda text: True, progress=False
     )
     assert report.refusals["page: shares text with held-out documents"] == 1
+
+
+def test_a_document_that_crashes_the_reader_is_counted(monkeypatch, tmp_path):
+    monkeypatch.setenv("UNIT_CACHE", str(tmp_path))
+    tree = tmp_path / "trees" / "some-doc"
+    tree.mkdir(parents=True)
+    for name in ("a", "b"):
+        draw_pdf(tree / f"{name}.pdf", [PAGE])
+        (tree / f"{name}.tex").write_text(SOURCE)
+    read = markdown_latex.pages_of_document
+
+    def read_or_die(pdf, *rest):
+        return os.kill(os.getpid(), signal.SIGKILL) if pdf.name == "a.pdf" else read(pdf, *rest)
+
+    monkeypatch.setattr(markdown_latex, "pages_of_document", read_or_die)
+    report = markdown_latex.build_latex_pages(["some-doc"], tmp_path / "out", progress=False)
+    assert report.rows == 1
+    assert report.refusals == {"document: crashes the reader": 1}

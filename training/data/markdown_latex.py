@@ -31,7 +31,6 @@ from __future__ import annotations
 import bisect
 import ctypes
 import gzip
-import multiprocessing
 import re
 import textwrap
 import time
@@ -48,6 +47,7 @@ import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
 from . import markdown
+from .guarded import FAILURES, Failure, run_guarded, why
 from .markdown import Block, Code, Formula, Heading, Items, Paragraph, Quote, Run, Runs, Table
 from .pdf import PAGE_LICENSE, SOFT_HYPHENS, X_HEIGHT_LETTERS, Report
 from .refusals import Refusals
@@ -58,6 +58,8 @@ from .text import normalize_character, normalize_text
 LEAST_AGREEMENT = 0.95
 LEAST_LIKENESS = 0.94
 LEAST_WORDS = 40  # of a page's target
+TASK_SECONDS = 300.0  # to align a document and render its pages. Ours
+DAMAGED = ("document: cannot be opened", *(f"document: {each}" for each in FAILURES.values()))
 MOST_WORDS = 30_000  # of a document: the alignment takes memory with the square
 MOST_BYTES = 600_000  # of a source: longer ones have too many words to be aligned
 MOST_PRINTED = 12  # words between two parts that the source has not
@@ -1396,14 +1398,16 @@ def render(page: pdfium.PdfPage, size: int) -> tuple[np.ndarray, float]:
     return np.ascontiguousarray(pixels[:size, :size]), scale
 
 
-def _work(task: tuple[str, str, str, str, int, int, str]) -> tuple[list[dict], Report]:
+def _rows_of_document(
+    task: tuple[str, str, str, str, int, int, str], unwanted: Callable[[str], bool]
+) -> tuple[list[dict], Report]:
     """Rows of one document: (package, tree, pdf, tex, size, most pages, split)."""
     package, tree, pdf, tex, size, most_pages, split = task
     begin = time.perf_counter()
     report = Report(documents=1)
     rows = []
     for page in pages_of_document(Path(tree) / pdf, Path(tree) / tex, size, most_pages, report.refusals):
-        if _unwanted(markdown.visible_text(page.blocks)):
+        if unwanted(markdown.visible_text(page.blocks)):
             report.refusals["page: shares text with held-out documents"] += 1
             continue
         rows.append(
@@ -1422,14 +1426,6 @@ def _work(task: tuple[str, str, str, str, int, int, str]) -> tuple[list[dict], R
     report.pages = len(rows) + sum(count for reason, count in report.refusals.items() if reason.startswith("page:"))
     report.page_seconds = time.perf_counter() - begin
     return rows, report
-
-
-_unwanted: Callable[[str], bool] = lambda text: False  # noqa: E731 (set in each worker)
-
-
-def _start_worker(unwanted: Callable[[str], bool]) -> None:
-    global _unwanted
-    _unwanted = unwanted
 
 
 def build_latex_pages(
@@ -1477,9 +1473,12 @@ def build_latex_pages(
     report, damaged = Report(), Refusals()
 
     def collect(results) -> Iterator[dict]:
-        for task, (rows, part) in zip(tasks, results, strict=True):
-            found = part.refusals["document: cannot be opened"]
-            damaged.add(task[0], "document: cannot be opened", task[2]) if found else damaged.accept(task[0])
+        for task, result in results:
+            if isinstance(result, Failure):
+                result = [], Report(refusals=Counter([f"document: {why(result)[0]}"]))
+            rows, part = result
+            reason = next((reason for reason in DAMAGED if part.refusals[reason]), None)
+            damaged.add(task[0], reason, task[2]) if reason else damaged.accept(task[0])
             report.documents += 1
             report.pages += part.pages
             report.page_seconds += part.page_seconds
@@ -1494,12 +1493,10 @@ def build_latex_pages(
                 return
 
     with tqdm(total=len(tasks), unit="document", disable=not progress) as bar:
-        if workers <= 1:
-            _start_worker(unwanted)
-            write_shards(collect(map(_work, tasks)), out)
-        else:
-            with multiprocessing.get_context("fork").Pool(workers, _start_worker, (unwanted,)) as pool:
-                write_shards(collect(pool.imap(_work, tasks, chunksize=1)), out)
+        results = run_guarded(
+            lambda task: _rows_of_document(task, unwanted), tasks, workers=workers, seconds=lambda task: TASK_SECONDS
+        )
+        write_shards(collect(results), out)
     report.seconds = time.perf_counter() - begin
     settings = {"packages": list(packages), "seed": seed, "size": size, "split": split, "pages_per_pdf": pages_per_pdf}
     report.save(Path(out), **settings, least_agreement=LEAST_AGREEMENT, damaged=damaged.as_dict())

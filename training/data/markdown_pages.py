@@ -11,8 +11,8 @@ All shares and ranges are ours.
 
 from __future__ import annotations
 
+import itertools
 import json
-import multiprocessing
 import re
 import time
 from collections import Counter
@@ -25,6 +25,7 @@ import numpy as np
 import yaml
 
 from . import markdown
+from .guarded import FAILURES, Failure, run_guarded, why
 from .heldout import fingerprints, heldout, is_heldout_markdown
 from .markdown_typeset import Family, Page, draw, draw_style, find_families, lay_out, paginate
 from .pdf import Report
@@ -36,7 +37,7 @@ from .text import words
 PAGES_PER_TASK = 4
 LEAST_WORDS = 30  # of a page
 MOST_BYTES = 1_000_000  # of a file; larger ones are data
-TASKS_A_ROUND = 64
+TASK_SECONDS = 60.0  # to read a file and set its pages. Ours; a hundred times what they take [measured]
 # Licences that let a copy be shown with its name; of alternatives one must be among them.
 PERMISSIVE = frozenset(
     (
@@ -44,7 +45,9 @@ PERMISSIVE = frozenset(
         "BlueOak-1.0.0", "Zlib", "WTFPL",
     )
 )  # fmt: skip
-DAMAGED = ("file: cannot be read", "file: not UTF-8", "file: not text", "file: over a megabyte")
+DAMAGED = (
+    "file: not UTF-8", "file: not text", "file: over a megabyte", *(f"file: {each}" for each in FAILURES.values())
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -253,14 +256,19 @@ def make_plan(
     )
 
 
+def draw_document(plan: Plan, task: int) -> tuple[Document, np.random.Generator]:
+    """The document of a task, and the generator of what else is drawn for it."""
+    rng = np.random.default_rng([plan.seed, task])
+    members = plan.documents[int(rng.choice(len(plan.documents), p=plan.shares))]
+    return members[int(rng.integers(len(members)))], rng
+
+
 def rows_of_task(plan: Plan, task: int) -> tuple[list[dict], Report, str]:
     """Rows of one task, up to `PAGES_PER_TASK` consecutive pages of one document in one style; what was refused; the
     document's name."""
     begin = time.perf_counter()
     report = Report(documents=1)
-    rng = np.random.default_rng([plan.seed, task])
-    members = plan.documents[int(rng.choice(len(plan.documents), p=plan.shares))]
-    document = members[int(rng.integers(len(members)))]
+    document, rng = draw_document(plan, task)
     rows: list[dict] = []
     try:
         blocks, left_out = read_document(document.path)
@@ -311,18 +319,6 @@ def _row_of_page(plan: Plan, page: Page, source: str, license: str, rng: np.rand
         license=license,
         split=plan.split,
     )
-
-
-_plan: Plan
-
-
-def _start_worker(plan: Plan) -> None:
-    global _plan
-    _plan = plan
-
-
-def _work(task: int) -> tuple[list[dict], Report, str]:
-    return rows_of_task(_plan, task)
 
 
 def build_pages(
@@ -395,23 +391,21 @@ def _results(plan: Plan, count: int, workers: int) -> Iterator[tuple[list[dict],
     """Results of tasks 0, 1, 2 … in order, for as long as rows come."""
     if count == 0:
         return
-    if workers <= 1:
-        yield from _rounds(plan, lambda tasks: (rows_of_task(plan, task) for task in tasks))
-    else:
-        with multiprocessing.get_context("fork").Pool(workers, _start_worker, (plan,)) as pool:
-            yield from _rounds(plan, lambda tasks: pool.imap(_work, tasks, chunksize=2))
-
-
-def _rounds(plan: Plan, results) -> Iterator[tuple[list[dict], Report, str]]:
-    start, fruitless = 0, 0
+    fruitless = 0
     # Every document has had its chance several times over before this gives up.
-    patience = max(TASKS_A_ROUND, 4 * sum(map(len, plan.documents)))
-    while True:
-        for rows, part, name in results(range(start, start + TASKS_A_ROUND)):
-            fruitless = 0 if rows else fruitless + 1
-            yield rows, part, name
-            if fruitless >= patience:
-                raise ValueError(
-                    f"{fruitless} attempts in a row gave no page; the last was refused for: {dict(part.refusals)}"
-                )
-        start += TASKS_A_ROUND
+    patience = max(64, 4 * sum(map(len, plan.documents)))
+    done = run_guarded(
+        lambda task: rows_of_task(plan, task), itertools.count(), workers=workers, seconds=lambda task: TASK_SECONDS
+    )
+    for task, result in done:
+        if isinstance(result, Failure):
+            reason, detail = why(result)
+            part = Report(documents=1, refusals=Counter([f"file: {reason}"]))
+            result = [], part, f"{draw_document(plan, task)[0].name}: {detail}"
+        rows, part, name = result
+        fruitless = 0 if rows else fruitless + 1
+        yield rows, part, name
+        if fruitless >= patience:
+            raise ValueError(
+                f"{fruitless} attempts in a row gave no page; the last was refused for: {dict(part.refusals)}"
+            )

@@ -21,7 +21,7 @@ from typing import BinaryIO
 import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
-from .guarded import Failure, run_guarded
+from .guarded import Failure, run_guarded, why
 from .pdf import PAGE_LICENSE
 from .refusals import Refusals
 from .sources import DEB_NAME, fetch_deb
@@ -226,16 +226,6 @@ def check_document(document: Document) -> tuple[str, int] | Failure:
     if pages > MAX_PAGES:
         return Failure("refused", f"more than {MAX_PAGES} pages")
     return hashlib.blake2b(content, digest_size=16).hexdigest(), pages
-
-
-FAILURES = {"time": "takes too long", "memory": "takes too much memory", "crash": "crashes the reader"}
-
-
-def why(failure: Failure) -> tuple[str, str]:
-    """A failure as a reason that many share and a detail."""
-    if failure.reason == "refused":
-        return failure.detail, ""
-    return FAILURES.get(failure.reason, "cannot be read"), failure.detail
 
 
 def open_documents(
