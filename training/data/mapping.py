@@ -552,7 +552,7 @@ class MappedRows:
                 try:
                     row = self.row(raw)
                 except RowRefused as refused:
-                    where = self._where(raw)
+                    where = self.where(raw)
                     self.refusals.add(
                         self.name, refused.reason, f"{where}: {refused.detail}" if where else refused.detail
                     )
@@ -587,7 +587,7 @@ class MappedRows:
             text,
             task=arguments.task,
             kind=arguments.kind,
-            source=f"{self.name}#{self._where(raw) or hashlib.blake2b(content, digest_size=6).hexdigest()}",
+            source=f"{self.name}#{self.where(raw) or hashlib.blake2b(content, digest_size=6).hexdigest()}",
             license=arguments.license or (license if isinstance(license, str) and license else "unknown"),
             split=self.split,
             words=words,
@@ -630,7 +630,7 @@ class MappedRows:
         if self.text_fits is not None and not self.text_fits(text):
             raise RowRefused("text: longer than the decoder's positions", f"{len(text)} characters")
 
-    def _where(self, raw: dict[str, Any]) -> str:
+    def where(self, raw: dict[str, Any]) -> str:
         """What names a row: its id, the name of its image, or its source."""
         for name in (self.columns.get("id", "source"), "image_path"):
             if isinstance(raw.get(name), (str, int)) and str(raw[name]):
