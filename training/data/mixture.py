@@ -41,6 +41,9 @@ class RowSource:
     def __init__(self, arguments: SourceArguments, refusals: Refusals | None = None):
         from datasets import Dataset as ArrowDataset
         from datasets import Image as ImageFeature
+        from datasets.exceptions import DatasetGenerationError
+
+        from .mapping import whole_parquet
 
         refusals = Refusals() if refusals is None else refusals
         self.name, self.mapped = arguments.name, None
@@ -48,10 +51,21 @@ class RowSource:
             self._map(arguments, refusals)
             return
         self.folder, files = find_shards(arguments.path)
-        rows = ArrowDataset.from_parquet(files, cache_dir=str(self.folder / ".arrow"))
+        files = [str(file) for file in whole_parquet([Path(file) for file in files], self.name, refusals)]
+        try:
+            rows = ArrowDataset.from_parquet(files, cache_dir=str(self.folder / ".arrow"))
+        except DatasetGenerationError as error:
+            why = told(error.__cause__ or error)
+            raise ValueError(
+                f"{self.folder}: a shard is damaged, or has other columns than the first ({why}). "
+                f"`unit data validate {arguments.path}` says which; data.streaming: true reads what is whole."
+            ) from error
         missing = {"image", "text", "task", "kind"} - set(rows.column_names)
         if missing:
             raise ValueError(f"{self.folder} lacks the columns {sorted(missing)}; see training/data/schema.py.")
+        wrong = [name for name in ("text", "task", "kind") if "string" not in str(rows.features[name].dtype)]
+        if wrong:
+            raise ValueError(f"{self.folder}: {', '.join(wrong)} must be strings; see training/data/schema.py.")
         self.rows = rows.cast_column("image", ImageFeature(decode=False))
         sizes = np.zeros((len(self.rows), 2), dtype=np.int64)
         keep = np.ones(len(sizes), dtype=bool)
@@ -63,7 +77,14 @@ class RowSource:
                 refusals.add(self.name, UNREADABLE, f"row {place}: {told(error)}")
                 continue
             refusals.accept(self.name)
-        lengths = np.array([len(text.encode()) for text in self._column("text")], dtype=np.int64)
+        lengths = np.zeros(len(sizes), dtype=np.int64)
+        for place, text in enumerate(self._column("text")):
+            if text is not None:
+                lengths[place] = len(text.encode())
+            elif keep[place]:
+                keep[place] = False
+                refusals.accept(self.name, -1)
+                refusals.add(self.name, "text: missing", f"row {place}")
         self._limit(arguments, keep, sizes, lengths)
 
     def _map(self, arguments: SourceArguments, refusals: Refusals) -> None:
