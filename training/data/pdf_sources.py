@@ -242,7 +242,7 @@ def open_documents(
     seen: set[str] = set()
     copies = 0
     checks = run_guarded(check_document, found, workers=workers, seconds=lambda document: OPEN_SECONDS)
-    for document, result in tqdm(checks, desc="documents", unit="document", disable=not progress):
+    for document, result in tqdm(checks, desc="documents", unit=" documents", disable=not progress):
         if isinstance(result, Failure):
             reason, detail = why(result)
             refusals.add(document.origin, f"document: {reason}", f"{document.name}{detail and ': '}{detail}")
@@ -255,5 +255,5 @@ def open_documents(
         seen.add(digest)
         usable.append(replace(document, pages=pages))
     if not usable:
-        raise ValueError(f"no PDF that can be used. {refusals or 'No file ends in .pdf there'}".strip())
+        raise ValueError(f"no PDF that can be used. {str(refusals) or 'No file there ends in .pdf'}")
     return usable, copies
