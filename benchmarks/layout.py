@@ -46,9 +46,6 @@ def sample_pages(packages: list[str], count: int, seed: int = 0) -> list[tuple[p
         for index in rng.sample(range(len(document)), min(4, len(document))):
             try:
                 glyphs = read_glyphs(document[index])
-                # Where the boxes are inherited, pdfium's answer is letter size, and the text layer cannot be placed.
-                if np.abs(np.subtract((glyphs.width, glyphs.height), document[index].get_size())).max() > 1:
-                    continue
                 lines = [line for line in find_lines(glyphs) if not line.refused]
             except (ValueError, pdfium.PdfiumError):
                 continue

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from training.data.guarded import Failure, run_guarded
+from training.data.guarded import Failure, map_in_order, run_guarded
 
 
 def act(task):
@@ -103,3 +103,19 @@ def test_workers_do_not_outlive_the_run_that_was_killed(tmp_path):
         time.sleep(0.05)
     os.kill(worker, signal.SIGKILL)
     pytest.fail("the worker lives on")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_of_batches_come_one_by_one_in_order(workers):
+    assert list(map_in_order(act, iter(range(50)), workers=workers, batch=7)) == [10 * n for n in range(50)]
+    assert list(map_in_order(act, [], workers=workers)) == []
+
+
+def test_a_killed_worker_costs_no_result_and_no_wait(tmp_path):
+    tasks = [1, 2, str(tmp_path / "once"), 3, 4]
+    assert list(map_in_order(act, tasks, workers=2, batch=2)) == [10, 20, "second time", 30, 40]
+
+
+def test_work_that_fails_in_a_worker_is_an_error_that_names_it():
+    with pytest.raises(RuntimeError, match=r"'raise' \.\.\. 3: KeyError: 'no such thing'"):
+        list(map_in_order(act, [1, 2, "raise", 3], workers=2, batch=2))

@@ -14,6 +14,7 @@ pytest.importorskip("pyarrow")
 from training.data import heldout
 from training.data.heldout import LeakCheck, find_leaks, font_marks
 from training.data.pictures import HeldOut
+from training.data.refusals import Refusals
 from training.data.schema import make_row, write_shards
 from unit_cli.__main__ import main
 
@@ -164,6 +165,37 @@ import json
 from training.data.heldout import find_leaks
 print(json.dumps(find_leaks(["alice/dots"], ["alice/dots:validation"], progress=False)))
 """
+
+
+def test_data_of_any_layout_is_compared_as_a_recipe_describes_it(samples, tmp_path, capsys):
+    letters = tmp_path / "letters"
+    letters.mkdir()
+    for name, text in (("a", "nothing wrong here at all"), ("b", "Another that validation alone has in it")):
+        Image.fromarray(noise(ord(name))).save(letters / f"{name}.png")
+        (letters / f"{name}.txt").write_text(text)
+    (letters / "c.png").write_bytes(b"no picture")
+    (letters / "c.txt").write_text("text of no picture")
+    described = {"path": str(letters), "layout": "folder", "task": "ocr", "kind": "document"}
+    recipe = {"stage": "inter_scale", "data": {"patches": 9, "sources": [{"weight": 2, "dataset": described}]}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = ["--train", str(tmp_path / "recipe.yaml"), "--validation", f"{samples}/b-validation"]
+    assert main(["data", "check-leaks", *arguments]) == 1
+    said = capsys.readouterr().out
+    assert f"{letters}#b.png: shares text with a set/row" in said
+    assert "2  training rows" in said
+    assert f"{letters}: 2 rows, 1 refused: image: not an image that can be read 1" in said
+    assert "1 leaks of b-validation into letters" in said
+
+
+def test_a_row_whose_image_is_damaged_is_counted_and_not_the_end(samples, tmp_path):
+    damaged = row(noise(8), "damaged")
+    damaged["image"]["bytes"] = damaged["image"]["bytes"][:60]
+    write_shards([damaged, *(row(noise(9 + n), f"row number {n}") for n in range(3))], tmp_path / "train")
+    refusals = Refusals()
+    assert find_leaks([tmp_path / "train"], [samples / "b-validation"], progress=False, refusals=refusals) == []
+    counts = refusals.as_dict()[str(tmp_path / "train")]
+    assert counts["accepted"] == 3
+    assert counts["reasons"]["image: cannot be read"]["count"] == 1
 
 
 def test_sets_on_the_hub_are_streamed(online, tmp_path):

@@ -228,7 +228,7 @@ def test_what_is_no_source_is_said_in_one_line(tmp_path):
         with pytest.raises((ValueError, RuntimeError), match=message):
             build([source], tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no PDF that can be used"):
+    with pytest.raises(ValueError, match=r"no PDF that can be used\. No file there ends in \.pdf"):
         build([tmp_path / "empty"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

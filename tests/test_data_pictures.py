@@ -1,5 +1,6 @@
 """Claims about the pictures: what is trained on, what never is, and how they are drawn and named."""
 
+import errno
 import io
 import json
 import struct
@@ -153,10 +154,10 @@ def test_training_never_sees_held_out_words_copies_or_demo_pictures(tmp_path):
         picture("a hen", 5, keywords=["zebra"]),
     ]  # fmt: skip
     report = build(tmp_path, 0, source, held_out)
-    train = pq.read_table(tmp_path / "pictures-train" / "00000-of-00001.parquet").to_pylist()
+    train = pq.read_table(tmp_path / "pictures-train" / "part-00000.parquet").to_pylist()
     assert sorted(row["text"] for row in train) == ["a cow", "a horse"]
     assert {row["split"] for row in train} == {"train"}
-    validation = pq.read_table(tmp_path / "pictures-validation" / "00000-of-00001.parquet").to_pylist()
+    validation = pq.read_table(tmp_path / "pictures-validation" / "part-00000.parquet").to_pylist()
     assert [(row["concept"], row["style"], row["split"]) for row in validation] == [
         ("zebra", "openclipart", "validation"),
         ("zebra", "stamp", "validation"),
@@ -207,8 +208,27 @@ def test_the_same_seed_gives_the_same_file_and_another_another_order(tmp_path):
     contents = []
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
         build(tmp_path / folder, seed, source, ZEBRA)
-        contents.append((tmp_path / folder / "pictures-train" / "00000-of-00001.parquet").read_bytes())
+        contents.append((tmp_path / folder / "pictures-train" / "part-00000.parquet").read_bytes())
     assert contents[0] == contents[1] != contents[2]
+
+
+def test_a_build_that_breaks_off_leaves_what_was_there(tmp_path, monkeypatch):
+    folder = tmp_path / "pictures-train"
+    build(tmp_path, 0, [picture("a cow", 4)], ZEBRA)
+    (folder / "00000-of-00001.parquet").write_bytes((folder / "part-00000.parquet").read_bytes())  # an older build's
+    (folder / "targets.safetensors").write_bytes(b"")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("pyarrow.parquet.write_table", full)
+        with pytest.raises(OSError, match="no space left on the disk"):
+            build(tmp_path, 0, [picture("a horse", 3)], ZEBRA)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    build(tmp_path, 0, [picture("a horse", 3)], ZEBRA)
+    assert sorted(path.name for path in folder.iterdir()) == ["part-00000.parquet", "report.json"]
 
 
 def test_rows_have_the_columns_of_the_project_and_load_with_datasets(tmp_path):

@@ -18,6 +18,7 @@ from training.data.mixture import (
     image_size,
     rounded_grid,
 )
+from training.data.refusals import Refusals
 from training.data.schema import write_shards
 
 PLAN = ("ranks", "curriculum", "batches_per_step", "max_positions", "refusals")  # settings of a GroupPlan
@@ -195,6 +196,36 @@ def test_missing_columns_are_named(tmp_path):
 
     pq.write_table(pa.table({"image": [b""], "text": ["a"]}), tmp_path / "part.parquet")
     with pytest.raises(ValueError, match=r"lacks the columns \['kind', 'task'\]"):
+        RowSource(SourceArguments(str(tmp_path)))
+
+
+def test_a_broken_shard_and_a_missing_text_cost_themselves_alone(tmp_path):
+    import pyarrow.parquet as pq
+
+    write_shards([document_row(f"row {index}", 40, 8) for index in range(6)], tmp_path / "set", rows_per_shard=2)
+    (tmp_path / "set" / "part-00001.parquet").write_bytes(b"PAR1")
+    last = pq.read_table(tmp_path / "set" / "part-00002.parquet")
+    place = last.column_names.index("text")
+    pq.write_table(last.set_column(place, "text", [[None, "row 5"]]), tmp_path / "set" / "part-00002.parquet")
+    refusals = Refusals()
+    source = RowSource(SourceArguments(str(tmp_path / "set")), refusals)
+    assert [source[position]["text"] for position in range(len(source))] == ["row 0", "row 1", "row 5"]
+    counts = refusals.as_dict()[str(tmp_path / "set")]
+    assert {reason: each["count"] for reason, each in counts["reasons"].items()} == {
+        "shard: cannot be read": 1,
+        "text: missing": 1,
+    }
+    assert counts["accepted"] == 3
+
+
+def test_columns_of_a_wrong_type_are_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = document_row("a", 40, 8)
+    numbers = {"image": [row["image"]], "text": [1], "task": ["ocr"], "kind": ["document"]}
+    pq.write_table(pa.table(numbers), tmp_path / "part.parquet")
+    with pytest.raises(ValueError, match=r"text must be strings"):
         RowSource(SourceArguments(str(tmp_path)))
 
 

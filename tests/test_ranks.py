@@ -15,10 +15,10 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from test_mixture import plan, shards  # noqa: F401  the fixture
 from tiny import document_row, picture_row
-from torch.utils.data import BatchSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from training.data.mixture import TOO_LONG, UNREADABLE, MixtureDataset
-from training.data.refusals import Refusals
+from training.data.refusals import Refusals, TooManyRefused
 from training.data.schema import write_shards
 from training.data.settings import DataArguments, SourceArguments, expand_groups, pool_weights
 
@@ -73,7 +73,6 @@ def test_a_plan_for_four_ranks_is_the_same_over_fewer(shards, world):  # noqa: F
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_map_style_run_resumes_exactly_at_any_step(shards, workers):  # noqa: F811
     from accelerate import skip_first_batches
-    from torch.utils.data import DataLoader
 
     data = MixtureDataset([plan(shards), plan(shards, kind="natural", names=("pictures",))], 20)
     again = MixtureDataset([plan(shards), plan(shards, kind="natural", names=("pictures",))], 20)
@@ -208,8 +207,38 @@ def test_corrupt_images_are_left_out_counted_and_never_the_end(tmp_path):
     assert len(group.sources[0]) == 99
     for step in range(20):
         assert len(group[step]["pixel_values"]) == 5
-    reasons = refusals.as_dict()[str(tmp_path / "pictures")]["reasons"]
-    assert reasons[UNREADABLE]["count"] == 2
+    counts = refusals.as_dict()[str(tmp_path / "pictures")]
+    assert counts["reasons"][UNREADABLE]["count"] == 2  # each once, however often it was drawn
+    assert counts["accepted"] == 98
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_dataloader_workers_find_broken_is_counted_by_the_process_that_trains(tmp_path, workers):
+    rows = [picture_row(f"picture {index}", seed=index) for index in range(100)]
+    for index in (7, 31):
+        whole = rows[index]["image"]["bytes"]
+        rows[index] = rows[index] | {"image": {"bytes": whole[: len(whole) // 2], "path": None}}
+    write_shards(rows, tmp_path / "pictures")
+    data = MixtureDataset([plan(tmp_path, kind="natural", names=("pictures",), refusals=Refusals())], 60)
+    assert data.all_refusals().refused == 0
+    for _ in DataLoader(data, batch_size=None, num_workers=workers):
+        pass
+    for _ in range(2):
+        counts = data.all_refusals().as_dict()[str(tmp_path / "pictures")]
+        assert (counts["accepted"], counts["refused"]) == (98, 2)
+    assert {each.split(":")[0] for each in counts["reasons"][UNREADABLE]["examples"]} == {"row 7", "row 31"}
+
+
+def test_a_source_of_which_too_much_turns_out_broken_stops_the_run(tmp_path):
+    rows = [picture_row(f"picture {index}", seed=index) for index in range(220)]
+    for index in range(0, 220, 10):
+        whole = rows[index]["image"]["bytes"]
+        rows[index] = rows[index] | {"image": {"bytes": whole[: len(whole) // 2], "path": None}}
+    write_shards(rows, tmp_path / "pictures")
+    data = MixtureDataset([plan(tmp_path, kind="natural", names=("pictures",), refusals=Refusals())], 60)
+    with pytest.raises(TooManyRefused, match="of 220 rows were refused"):
+        for _ in DataLoader(data, batch_size=None, num_workers=2):
+            pass
 
 
 def test_rows_longer_than_the_decoder_are_left_out_and_counted(shards):  # noqa: F811

@@ -163,7 +163,10 @@ def read_splits(folders: list[Path], progress: bool, say: Callable[[str], None])
                 raise ValueError(f"{row['source']}: holds what looks like a token of the Hub; take it out first")
             leak = check.leak_of(row) if name == "train" else check.hold_out(row)
             if leak:
-                raise ValueError(f"held out, and yet to be trained on: {leak}")
+                raise ValueError(
+                    f"held out, and yet to be trained on: {leak}. `unit data check-leaks` lists all such rows; build "
+                    "the set again without them (from-pdfs: --leave-out-held-out)"
+                )
             if split.rows in wanted:
                 split.examples.append(row)
             split.rows += 1

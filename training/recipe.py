@@ -53,7 +53,7 @@ from .lora import add_lora
 from .publish import check_destination, code_version, push_run, take_hub_settings
 from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
 from .tokenizer import TASK_TOKENS, byte_tokenizer
-from .trainer import InterScaleTrainer, IntraScaleTrainer, freeze_parts, trainable_table
+from .trainer import InterScaleTrainer, IntraScaleTrainer, UnitTrainer, freeze_parts, trainable_table
 
 logger = logging.getLogger(__name__)
 STAGES = ("teacher", "intra_scale", "inter_scale", "llava")
@@ -333,8 +333,8 @@ def main(path: str | Path, overrides: list[str] | None = None) -> Path:
     out = Path(arguments.output_dir)
     finish(out)
     write_log(out, recipe, trainer.state.log_history, time.time() - started)
-    if getattr(trainer, "stream_loader", None) is not None and trainer.is_world_process_zero():
-        refusals = trainer.stream_loader.all_refusals()
+    refusals = trainer.refusals() if isinstance(trainer, UnitTrainer) else None
+    if refusals is not None and trainer.is_world_process_zero():
         (out / "refusals.json").write_text(json.dumps(refusals.as_dict(), indent=1))
         if refusals.refused:
             print(f"Rows left out:\n{refusals}", flush=True)

@@ -17,6 +17,7 @@ from modeling_unit.architectures_unit import class_tokens, freeze_unread, run_en
 from .arguments import UnitTrainingArguments
 from .collator import normalized_pixels
 from .data.mixture import MixtureDataset
+from .data.refusals import Refusals
 from .data.streaming import StreamDataset, StreamLoader, load_state, write_state
 from .losses import alignment_loss, character_loss
 from .optim import PARTS, MuonWithAdamW, parameter_groups, part_of
@@ -245,7 +246,15 @@ class UnitTrainer(TimeLimit):
             self._counts.clear()
         if "loss" in logs and self.stream_loader is not None:
             logs = logs | {f"data/{key}": value for key, value in self.stream_loader.counts().items()}
+        elif "loss" in logs and isinstance(self.train_dataset, MixtureDataset):
+            logs = logs | {"data/refused": self.train_dataset.all_refusals().refused}
         super().log(logs, *args, **kwargs)
+
+    def refusals(self) -> Refusals | None:
+        """What this process has left out of the data so far; None where the data is no mixture."""
+        if isinstance(self.train_dataset, MixtureDataset):
+            return self.train_dataset.all_refusals()
+        return self.stream_loader.all_refusals() if self.stream_loader is not None else None
 
     # -- saving
     # -----------------------------------------------------------------------------------------------------------

@@ -16,11 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 MEMORY = 4 << 30  # bytes of address space that a worker may take beyond what it starts with. Ours
+SECONDS = 60.0  # that a task may take. Ours
 PARENT_CHECK = 2.0  # seconds between two looks of an idle worker whether the run that it works for is still there
 
 
@@ -32,12 +34,28 @@ class Failure:
     detail: str  # in words: which limit, which signal, which exception
 
 
+# What a user is told of a file.
+FAILURES = {
+    "time": "takes too long",
+    "memory": "takes too much memory",
+    "crash": "crashes the reader",
+    "error": "cannot be read",
+}
+
+
+def why(failure: Failure) -> tuple[str, str]:
+    """A file's failure as a reason that many share and a detail; of one `"refused"`, the detail is the reason."""
+    if failure.reason == "refused":
+        return failure.detail, ""
+    return FAILURES[failure.reason], failure.detail
+
+
 def run_guarded(
     work: Callable[[Any], Any],
     tasks: Iterable[Any],
     *,
     workers: int = 1,
-    seconds: Callable[[Any], float] = lambda task: 60.0,
+    seconds: Callable[[Any], float] = lambda task: SECONDS,
     memory: int = MEMORY,
     ahead: int = 4,
     skip: Callable[[Any], bool] = lambda task: False,
@@ -107,6 +125,40 @@ def run_guarded(
     finally:
         for worker in crew:
             worker.end()
+
+
+def map_in_order(
+    work: Callable[[Any], Any], tasks: Iterable[Any], *, workers: int = 1, batch: int = 16
+) -> Iterator[Any]:
+    """``map(work, tasks)`` over processes, for work of our own that should not fail; none is started for one worker.
+
+    A worker that is killed costs nothing but the time to do its tasks again, unlike in `multiprocessing.Pool`, which
+    waits for them forever.
+
+    Args:
+        work: the function.
+        tasks: consumed no faster than results are.
+        workers: processes; results come in the order of ``tasks`` for any number.
+        batch: tasks that go to a worker at once.
+
+    Raises:
+        RuntimeError: tasks raised in a worker, lost two, or took over a minute each.
+    """
+    if workers <= 1:
+        yield from map(work, tasks)
+        return
+    left = iter(tasks)
+    batches = iter(lambda: list(islice(left, batch)), [])
+    done = run_guarded(
+        lambda several: [work(task) for task in several],
+        batches,
+        workers=workers,
+        seconds=lambda several: SECONDS * len(several),
+    )
+    for several, results in done:
+        if isinstance(results, Failure):
+            raise RuntimeError(f"a worker failed at {several[0]!r} ... {several[-1]!r}: {results.detail}")
+        yield from results
 
 
 _AGAIN = object()  # the task has been given to a new process

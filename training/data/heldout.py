@@ -23,6 +23,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from .refusals import Refusals
 from .sources import cache_root
 from .text import join_lines, words
 
@@ -275,18 +276,21 @@ def cached_fonts() -> dict[str, list[str]]:
 
 
 def find_leaks(
-    train: Iterable[str | Path],
-    validation: Iterable[str | Path],
+    train: Iterable[str | Path | dict[str, Any]],
+    validation: Iterable[str | Path | dict[str, Any]],
     progress: bool = True,
     check: LeakCheck | None = None,
+    refusals: Refusals | None = None,
 ) -> list[str]:
     """Compare data sets: what training has that it must not have.
 
     Args:
-        train: sources of training rows: folders of shards, or data sets on the Hub (``owner/name[:split]``), streamed.
+        train: sources of training rows: folders of shards, data sets on the Hub (``owner/name[:split]``), which are
+            streamed, or what the key `dataset` of a recipe says, in any layout that `mapping` knows.
         validation: sources of validation rows.
         progress: show a bar.
         check: looks for what `LeakCheck` says; one of your own has more texts and fonts to compare, and keeps counts.
+        refusals: counts rows that cannot be used, and so are not compared.
 
     Returns:
         One line a finding, naming both rows; empty when all is well.
@@ -296,36 +300,48 @@ def find_leaks(
     """
     from tqdm import tqdm
 
-    check = check or LeakCheck()
+    check, refusals = check or LeakCheck(), Refusals() if refusals is None else refusals
     sides = {"validation": list(validation), "train": list(train)}
-    opened = {side: [_rows(source, side) for source in sources] for side, sources in sides.items()}
+    opened = {side: [_rows(source, side, refusals) for source in sources] for side, sources in sides.items()}
     leaks = []
     for side in ("validation", "train"):
-        for source, rows in zip(sides[side], opened[side], strict=True):
-            for row in tqdm(rows, desc=Path(source).name, unit=" rows", disable=not progress, mininterval=2.0):
-                if side == "validation":
-                    check.hold_out(row)
-                elif leak := check.leak_of(row):
+        for name, rows in opened[side]:
+            for row in tqdm(rows, desc=Path(name).name, unit=" rows", disable=not progress, mininterval=2.0):
+                try:
+                    leak = check.hold_out(row) if side == "validation" else check.leak_of(row)
+                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                    refusals.accept(name, -1)
+                    refusals.add(name, "image: cannot be read", f"{row['source']}: {error}")
+                    continue
+                if leak:
                     leaks.append(leak)
     return leaks + check.font_leaks()
 
 
-def _rows(source: str | Path, side: str) -> Iterator[dict[str, Any]]:
-    """Rows of a source with what is compared; what is wrong with it is said before the first row is read."""
-    from .schema import read_columns, shard_paths
+def _rows(source: str | Path | dict[str, Any], side: str, refusals: Refusals) -> tuple[str, Iterable[dict[str, Any]]]:
+    """Name of a source, and its rows with what is compared; what is wrong with it is said before the first is read."""
+    from .mapping import read_source
+    from .schema import REQUIRED, read_columns, shard_paths
 
-    columns = ["image", "text", "kind", "source"]
-    if Path(source).is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", str(source)):
-        shard_paths(source)
-        return read_columns(source, columns)
-    from datasets import Image, load_dataset
+    if not isinstance(source, dict):
+        hub = None if Path(source).is_dir() else re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", str(source))
+        if not hub:
+            import pyarrow.parquet as pq
 
-    name, _, split = str(source).partition(":")
-    stream = load_dataset(name, split=split or side, streaming=True)
-    missing = sorted({*columns} - {*(stream.column_names or columns)})
-    if missing:
-        raise ValueError(f"{source}: has no column {', '.join(missing)}; the schema is in training/data/schema.py")
-    return iter(stream.select_columns(columns).cast_column("image", Image(decode=False)))
+            if set(REQUIRED) <= set(pq.read_schema(shard_paths(source)[0]).names):  # decoded once, not twice
+                rows = read_columns(source, ["image", "text", "kind", "source"])
+                return str(source), _counted(rows, str(source), refusals)
+            source = {"path": str(source)}
+        else:
+            source = {"path": hub[1], "split": hub[2] or side}
+    rows = read_source(source, streaming=True, refusals=refusals)
+    return rows.name, rows
+
+
+def _counted(rows: Iterable[dict[str, Any]], name: str, refusals: Refusals) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        refusals.accept(name)
+        yield row
 
 
 def _pixels(row: dict[str, Any]) -> bytes:

@@ -10,7 +10,6 @@ Lengths are in pixels. All shares and ranges are ours.
 from __future__ import annotations
 
 import io
-import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import numpy as np
 import skia
 from PIL import Image
 
+from .guarded import map_in_order
 from .heldout import is_heldout_font
 from .pages.corpus import code, number, package_prose, package_vocabulary, pick
 from .pages.degradations import encode_jpeg, gaussian_blur, ink_and_paper, resample
@@ -385,19 +385,6 @@ def made_row(
     raise RuntimeError(f"row {index} of seed {seed} did not fit in 20 attempts: are the fonts legible?")
 
 
-_state: tuple = ()
-
-
-def _start_worker(*state) -> None:
-    global _state
-    _state = state
-
-
-def _work(index: int) -> dict:
-    seed, resources, kind, split, unwanted = _state
-    return made_row(seed, index, resources, kind, split, unwanted)
-
-
 def build_made(
     out: str | Path,
     count: int,
@@ -432,7 +419,6 @@ def build_made(
         raise ValueError(f"count must not be negative, is {count}")
     begin = time.perf_counter()
     resources = resources or load_resources(split)
-    state = (seed, resources, kind, split, unwanted)
     lengths: Counter = Counter()
 
     def counted(rows):
@@ -441,12 +427,10 @@ def build_made(
             lengths["blank"] += not row["text"]
             yield row
 
-    if workers <= 1:
-        _start_worker(*state)
-        written = write_shards(counted(map(_work, range(count))), out)
-    else:
-        with multiprocessing.get_context("fork").Pool(workers, _start_worker, state) as pool:
-            written = write_shards(counted(pool.imap(_work, range(count), chunksize=64)), out)
+    drawn = map_in_order(
+        lambda index: made_row(seed, index, resources, kind, split, unwanted), range(count), workers=workers, batch=64
+    )
+    written = write_shards(counted(drawn), out)
     seconds = time.perf_counter() - begin
     report = Report(rows=written, seconds=seconds)
     report.save(Path(out), seed=seed, kind=kind, split=split, families=len(resources.families), blank=lengths["blank"])

@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import io
-import multiprocessing
 import re
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .guarded import map_in_order
 from .heldout import validation_text_filter
 from .pages.corpus import WANTED, Corpus, Scalars, TextStream, load_corpus, measure, pick
 from .pages.degradations import (
@@ -414,17 +414,6 @@ def whole_boxes(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------------------------ data set
 
-_state: tuple = ()
-
-
-def _start_worker(*state) -> None:
-    global _state
-    _state = state
-
-
-def _work(index: int) -> dict[str, Any]:
-    return page_row(index, *_state)
-
 
 def build_pages(
     out: str | Path,
@@ -456,15 +445,12 @@ def build_pages(
                 texts.append(row["text"])
             yield row
 
-    state = (seed, settings, resources)
     gc.freeze()  # what is loaded stays; to look through it at each collection costs a third of the time [measured]
     try:
-        if workers == 1:
-            _start_worker(*state)
-            written = write_shards(watched(map(_work, range(count))), out)
-        else:
-            with multiprocessing.get_context("fork").Pool(workers, _start_worker, state) as pool:
-                written = write_shards(watched(pool.imap(_work, range(count), chunksize=16)), out)
+        rows = map_in_order(
+            lambda index: page_row(index, seed, settings, resources), range(count), workers=workers, batch=16
+        )
+        written = write_shards(watched(rows), out)
     finally:
         gc.unfreeze()
     report = Report(rows=written, seconds=time.perf_counter() - begin)

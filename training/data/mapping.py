@@ -552,7 +552,7 @@ class MappedRows:
                 try:
                     row = self.row(raw)
                 except RowRefused as refused:
-                    where = self._where(raw)
+                    where = self.where(raw)
                     self.refusals.add(
                         self.name, refused.reason, f"{where}: {refused.detail}" if where else refused.detail
                     )
@@ -587,7 +587,7 @@ class MappedRows:
             text,
             task=arguments.task,
             kind=arguments.kind,
-            source=f"{self.name}#{self._where(raw) or hashlib.blake2b(content, digest_size=6).hexdigest()}",
+            source=f"{self.name}#{self.where(raw) or hashlib.blake2b(content, digest_size=6).hexdigest()}",
             license=arguments.license or (license if isinstance(license, str) and license else "unknown"),
             split=self.split,
             words=words,
@@ -630,7 +630,7 @@ class MappedRows:
         if self.text_fits is not None and not self.text_fits(text):
             raise RowRefused("text: longer than the decoder's positions", f"{len(text)} characters")
 
-    def _where(self, raw: dict[str, Any]) -> str:
+    def where(self, raw: dict[str, Any]) -> str:
         """What names a row: its id, the name of its image, or its source."""
         for name in (self.columns.get("id", "source"), "image_path"):
             if isinstance(raw.get(name), (str, int)) and str(raw[name]):
@@ -851,7 +851,7 @@ def _load_files(files: list[Path], arguments: DatasetArguments, streaming: bool,
             raise ValueError(f"{arguments.path}: cannot tell the format of {names}: give one of {', '.join(FORMATS)}")
         (builder,) = builders
     if builder == "parquet":
-        files = _whole_parquet(files, arguments, refusals)
+        files = whole_parquet(files, arguments.path, refusals)
     settings: dict[str, Any] = {"data_files": {arguments.split: [str(file) for file in files]}}
     if builder == "tsv":
         return _tsv(files, arguments, streaming, refusals)
@@ -863,8 +863,12 @@ def _split_of(name: str) -> str:
     return "validation" if name in ("valid", "val", "dev") else name
 
 
-def _whole_parquet(files: list[Path], arguments: DatasetArguments, refusals: Refusals) -> list[Path]:
-    """The files whose end is there, so that one broken shard is not the end of all."""
+def whole_parquet(files: list[Path], name: str, refusals: Refusals) -> list[Path]:
+    """The files of the set `name` whose end is there, so that one broken shard is not the end of all.
+
+    Raises:
+        ValueError: there is none.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -874,9 +878,9 @@ def _whole_parquet(files: list[Path], arguments: DatasetArguments, refusals: Ref
             pq.ParquetFile(file).close()
             whole.append(file)
         except (pa.ArrowException, OSError) as error:
-            refusals.add(arguments.path, "shard: cannot be read", f"{file.name}: {error}")
+            refusals.add(name, "shard: cannot be read", f"{file.name}: {error}")
     if not whole:
-        raise ValueError(f"{arguments.path}: none of its {len(files)} parquet files can be read")
+        raise ValueError(f"{name}: none of its {len(files)} parquet files can be read")
     return whole
 
 

@@ -49,10 +49,9 @@ import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
 from . import markdown
-from .guarded import Failure, run_guarded
+from .guarded import Failure, run_guarded, why
 from .markdown import Block, Code, Formula, Heading, Items, Paragraph, Quote, Run, Runs, Table
 from .pdf import PAGE_LICENSE, SOFT_HYPHENS, X_HEIGHT_LETTERS, Report
-from .pdf_sources import why
 from .refusals import Refusals
 from .schema import make_row, write_shards
 from .sources import fetch_deb

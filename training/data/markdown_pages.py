@@ -26,11 +26,10 @@ import numpy as np
 import yaml
 
 from . import markdown
-from .guarded import Failure, run_guarded
+from .guarded import Failure, run_guarded, why
 from .heldout import fingerprints, heldout, is_heldout_markdown
 from .markdown_typeset import Family, Page, draw, draw_style, find_families, lay_out, paginate
 from .pdf import Report
-from .pdf_sources import why
 from .refusals import Refusals
 from .schema import make_row, write_shards
 from .sources import NPM_NAME, fetch_npm

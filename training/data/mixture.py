@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -33,12 +34,16 @@ UNREADABLE, TOO_LONG = "the image cannot be read", "longer than the decoder's po
 class RowSource:
     """The rows of one source, memory-mapped, with their sizes known beforehand.
 
-    Rows whose image has no readable header are left out and counted in `refusals`.
+    Rows whose image has no readable header are left out and counted in `refusals`. Of the others, `broken` says which
+    failed when they were drawn; dataloader workers write it and all processes see it.
     """
 
     def __init__(self, arguments: SourceArguments, refusals: Refusals | None = None):
         from datasets import Dataset as ArrowDataset
         from datasets import Image as ImageFeature
+        from datasets.exceptions import DatasetGenerationError
+
+        from .mapping import whole_parquet
 
         refusals = Refusals() if refusals is None else refusals
         self.name, self.mapped = arguments.name, None
@@ -46,10 +51,21 @@ class RowSource:
             self._map(arguments, refusals)
             return
         self.folder, files = find_shards(arguments.path)
-        rows = ArrowDataset.from_parquet(files, cache_dir=str(self.folder / ".arrow"))
+        files = [str(file) for file in whole_parquet([Path(file) for file in files], self.name, refusals)]
+        try:
+            rows = ArrowDataset.from_parquet(files, cache_dir=str(self.folder / ".arrow"))
+        except DatasetGenerationError as error:
+            why = told(error.__cause__ or error)
+            raise ValueError(
+                f"{self.folder}: a shard is damaged, or has other columns than the first ({why}). "
+                f"`unit data validate {arguments.path}` says which; data.streaming: true reads what is whole."
+            ) from error
         missing = {"image", "text", "task", "kind"} - set(rows.column_names)
         if missing:
             raise ValueError(f"{self.folder} lacks the columns {sorted(missing)}; see training/data/schema.py.")
+        wrong = [name for name in ("text", "task", "kind") if "string" not in str(rows.features[name].dtype)]
+        if wrong:
+            raise ValueError(f"{self.folder}: {', '.join(wrong)} must be strings; see training/data/schema.py.")
         self.rows = rows.cast_column("image", ImageFeature(decode=False))
         sizes = np.zeros((len(self.rows), 2), dtype=np.int64)
         keep = np.ones(len(sizes), dtype=bool)
@@ -61,7 +77,14 @@ class RowSource:
                 refusals.add(self.name, UNREADABLE, f"row {place}: {told(error)}")
                 continue
             refusals.accept(self.name)
-        lengths = np.array([len(text.encode()) for text in self._column("text")], dtype=np.int64)
+        lengths = np.zeros(len(sizes), dtype=np.int64)
+        for place, text in enumerate(self._column("text")):
+            if text is not None:
+                lengths[place] = len(text.encode())
+            elif keep[place]:
+                keep[place] = False
+                refusals.accept(self.name, -1)
+                refusals.add(self.name, "text: missing", f"row {place}")
         self._limit(arguments, keep, sizes, lengths)
 
     def _map(self, arguments: SourceArguments, refusals: Refusals) -> None:
@@ -76,7 +99,8 @@ class RowSource:
             try:
                 row = self.mapped.row(self.rows[place])
             except RowRefused as refused:
-                refusals.add(self.name, refused.reason, f"row {place}: {refused.detail}")
+                where = self.mapped.where(self.rows[place]) or f"row {place}"
+                refusals.add(self.name, refused.reason, f"{where}: {refused.detail}")
                 continue
             refusals.accept(self.name)
             if row is not None:
@@ -95,6 +119,7 @@ class RowSource:
         if not len(self.index):
             raise ValueError(f"No row of {self.name} passes max_area and max_characters.")
         self.sizes, self.lengths = sizes[self.index], lengths[self.index]
+        self.broken = torch.zeros(len(self.index), dtype=torch.bool).share_memory_()
 
     def _column(self, name: str):
         for batch in self.rows.select_columns([name]).iter(batch_size=1000):
@@ -234,6 +259,7 @@ class GroupPlan:
         self.refusals = Refusals() if refusals is None else refusals
         self.measure = GroupShapes(arguments, collator, max_positions)
         self.sources = [RowSource(source, self.refusals) for source in arguments.sources]
+        self._counted = [np.zeros(len(source), dtype=bool) for source in self.sources]  # of `broken`
         weights = np.array([source.weight for source in arguments.sources], dtype=np.float64)
         if not len(weights) or (weights < 0).any() or not weights.sum():
             raise ValueError(f"Group {arguments.name}: needs at least one source, weights must not be negative.")
@@ -260,10 +286,29 @@ class GroupPlan:
         different, which = np.unique(shapes, axis=0, return_inverse=True)
         usable = np.array([self.measure.fits(tuple(shape)) for shape in different.tolist()])[which.reshape(-1)]
         for place in np.flatnonzero(~usable):
-            self.refusals.add(
-                source.name, TOO_LONG, f"row {source.index[place]}: {source.lengths[place]} bytes of text"
-            )
+            self._refuse(source, TOO_LONG, f"row {source.index[place]}: {source.lengths[place]} bytes of text")
         return usable
+
+    def _refuse(self, source: RowSource, reason: str, example: str) -> None:
+        """Count a row as refused that was counted as accepted when it was indexed."""
+        self.refusals.accept(source.name, -1)
+        self.refusals.add(source.name, reason, example)
+
+    def count_broken(self) -> None:
+        """Count the rows that turned out to be broken, whichever worker drew them, each once.
+
+        Raises:
+            TooManyRefused: as `Refusals.add`.
+        """
+        for source, counted in zip(self.sources, self._counted, strict=True):
+            for position in np.flatnonzero(source.broken.numpy() & ~counted):
+                counted[position] = True
+                try:
+                    decoded(source[position])
+                    problem = "read at last"
+                except BROKEN as error:
+                    problem = told(error)
+                self._refuse(source, UNREADABLE, f"row {source.index[position]}: {problem}")
 
     def _pools(self, level: int) -> tuple[list[tuple[int, np.ndarray, float]], int]:
         """Source, positions and share of what is drawn from on a stair, and the rows of a window."""
@@ -369,21 +414,18 @@ class GroupPlan:
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         shape, members = self.batch(step)
-        rows, failed = [], []
+        rows = []
         for source, position in members:
             try:
                 rows.append(decoded(self.sources[source][position]))
-            except BROKEN as error:
-                failed.append((source, position, error))
-                continue
-            self.refusals.accept(self.sources[source].name)
-        for source, position, error in failed:
-            place = self.sources[source].index[position]
-            self.refusals.add(self.sources[source].name, UNREADABLE, f"row {place}: {told(error)}")
+            except BROKEN:
+                self.sources[source].broken[position] = True
+        if len(rows) < len(members):
+            self.count_broken()
         if not rows:
             rows = [self._spare(step, shape)]
         rng = np.random.default_rng([self.seed, 2, step])
-        rows += [rows[int(rng.integers(len(rows)))] for _ in failed][: len(members) - len(rows)]
+        rows += [rows[int(rng.integers(len(rows)))] for _ in range(len(members) - len(rows))]
         return self.collator(rows, np.random.default_rng([self.seed, 1, step]), shape)
 
     def _spare(self, step: int, shape: Shape) -> dict[str, Any]:
@@ -420,6 +462,20 @@ class MixtureDataset(Dataset):
         if len(set(names)) != len(names):
             raise ValueError(f"Each kind and scale may be given once, got {names}.")
         self.groups, self.length = list(groups), length
+
+    def all_refusals(self) -> Refusals:
+        """What was left out so far, by whichever worker of this process.
+
+        Raises:
+            TooManyRefused: too much of a source.
+        """
+        total = Refusals(max_share=1.0)
+        for refusals in {id(group.refusals): group.refusals for group in self.groups}.values():
+            for group in self.groups:
+                if group.refusals is refusals:
+                    group.count_broken()
+            total.merge(refusals)
+        return total
 
     @property
     def ranks(self) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 import pypdfium2 as pdfium
 
 from . import pdf_pages
-from .guarded import Failure, run_guarded
+from .guarded import Failure, run_guarded, why
 from .pdf import (
     BLOCK_X_HEIGHT,
     MAX_UNMAPPED,
@@ -30,7 +30,7 @@ from .pdf import (
     chunks_of_page,
 )
 from .pdf_pages import PageRefused
-from .pdf_sources import Document, find_documents, open_documents, why
+from .pdf_sources import Document, find_documents, open_documents
 from .refusals import MAX_SHARE, Refusals
 from .schema import make_row, write_shards
 

@@ -21,7 +21,7 @@ from typing import BinaryIO
 import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
-from .guarded import Failure, run_guarded
+from .guarded import Failure, run_guarded, why
 from .pdf import PAGE_LICENSE
 from .refusals import Refusals
 from .sources import DEB_NAME, fetch_deb
@@ -228,16 +228,6 @@ def check_document(document: Document) -> tuple[str, int] | Failure:
     return hashlib.blake2b(content, digest_size=16).hexdigest(), pages
 
 
-FAILURES = {"time": "takes too long", "memory": "takes too much memory", "crash": "crashes the reader"}
-
-
-def why(failure: Failure) -> tuple[str, str]:
-    """A failure as a reason that many share and a detail."""
-    if failure.reason == "refused":
-        return failure.detail, ""
-    return FAILURES.get(failure.reason, "cannot be read"), failure.detail
-
-
 def open_documents(
     found: Iterator[Document], refusals: Refusals, *, workers: int = 1, progress: bool = True
 ) -> tuple[list[Document], int]:
@@ -252,7 +242,7 @@ def open_documents(
     seen: set[str] = set()
     copies = 0
     checks = run_guarded(check_document, found, workers=workers, seconds=lambda document: OPEN_SECONDS)
-    for document, result in tqdm(checks, desc="documents", unit="document", disable=not progress):
+    for document, result in tqdm(checks, desc="documents", unit=" documents", disable=not progress):
         if isinstance(result, Failure):
             reason, detail = why(result)
             refusals.add(document.origin, f"document: {reason}", f"{document.name}{detail and ': '}{detail}")
@@ -265,5 +255,5 @@ def open_documents(
         seen.add(digest)
         usable.append(replace(document, pages=pages))
     if not usable:
-        raise ValueError(f"no PDF that can be used. {refusals or 'No file ends in .pdf there'}".strip())
+        raise ValueError(f"no PDF that can be used. {str(refusals) or 'No file there ends in .pdf'}")
     return usable, copies

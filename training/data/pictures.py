@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from training.data.schema import features, read_columns
+from training.data.schema import read_columns, write_shards
 from training.data.sources import cache_root, fetch_deb, fetch_npm
 from training.data.text import normalize_text
 
@@ -884,7 +884,7 @@ def build(
     report = {"seed": seed, "dropped": {why: count for why, count in sorted(dropped.items()) if count}}
     for split, content in rows.items():
         folder = Path(out) / f"pictures-{split}"
-        write_shards(content, folder)
+        _write(content, folder)
         report[split] = {
             "rows": len(content),
             "styles": dict(sorted(Counter(row["style"] for row in content).items())),
@@ -943,22 +943,15 @@ def _row(picture: Picture, content: bytes, split: str, concept: str) -> dict:
     }
 
 
-def write_shards(rows: list[dict], folder: Path) -> None:
-    """Write rows as numbered parquet shards that ``datasets.load_dataset("parquet", …)`` reads, images decoded."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import Features, List, Value
+def _write(rows: list[dict], folder: Path) -> None:
+    """Replace the shards in ``folder``, and what was computed for the rows of those."""
+    from datasets import List, Value
 
-    text = Value("string")
-    more = dict.fromkeys(("concept", "group", "style", "family", "author"), text)
-    columns = Features({**features(), **more, "keywords": List(text)})
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in [*folder.glob("*.parquet"), *folder.glob("*.safetensors")]:  # targets are row-aligned: stale now
-        old.unlink()
-    shards = max(1, -(-len(rows) // ROWS_PER_SHARD))
-    for i in range(shards):
-        table = pa.Table.from_pylist(rows[i * ROWS_PER_SHARD : (i + 1) * ROWS_PER_SHARD], schema=columns.arrow_schema)
-        pq.write_table(table, folder / f"{i:05d}-of-{shards:05d}.parquet", row_group_size=256)
+    more = dict.fromkeys(("concept", "group", "style", "family", "author"), Value("string"))
+    write_shards(rows, folder, ROWS_PER_SHARD, {**more, "keywords": List(Value("string"))})
+    # an older build's shards, which were named otherwise, and targets, which are aligned with the rows
+    for stale in [*folder.glob("[0-9]*-of-[0-9]*.parquet"), *folder.glob("*.safetensors")]:
+        stale.unlink()
 
 
 def main() -> None:

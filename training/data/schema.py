@@ -234,7 +234,12 @@ def _char_boxes(row: dict[str, Any], refuse: Callable[[str], None]) -> np.ndarra
     return boxes
 
 
-def write_shards(rows: Iterable[dict[str, Any]], folder: str | Path, rows_per_shard: int = 5000) -> int:
+def write_shards(
+    rows: Iterable[dict[str, Any]],
+    folder: str | Path,
+    rows_per_shard: int = 5000,
+    more: dict[str, Any] | None = None,
+) -> int:
     """Write rows to ``folder/part-00000.parquet`` and so on.
 
     The shards are written beside the folder and take the place of those in it when the last is done: a build that
@@ -244,6 +249,7 @@ def write_shards(rows: Iterable[dict[str, Any]], folder: str | Path, rows_per_sh
         rows: rows of the schema, consumed as they come; each is validated (without decoding its image).
         folder: created when missing.
         rows_per_shard: rows a file holds; the last holds the rest.
+        more: further columns, as `datasets.Features` has them.
 
     Returns:
         How many rows were written.
@@ -254,13 +260,16 @@ def write_shards(rows: Iterable[dict[str, Any]], folder: str | Path, rows_per_sh
     """
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard must be 1 or more, not {rows_per_shard}")
+    from datasets import Features
+
     folder = Path(folder).absolute()
+    columns = Features({**features(), **(more or {})}).arrow_schema
     written = 0
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staging:
             for shard in _groups(rows, rows_per_shard):
-                _write_shard(shard, Path(staging) / f"part-{written // rows_per_shard:05d}.parquet")
+                _write_shard(shard, Path(staging) / f"part-{written // rows_per_shard:05d}.parquet", columns)
                 written += len(shard)
             folder.mkdir(exist_ok=True)
             new = sorted(Path(staging).iterdir())
@@ -293,11 +302,11 @@ def _groups(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str
         yield group
 
 
-def _write_shard(rows: list[dict[str, Any]], path: Path) -> None:
+def _write_shard(rows: list[dict[str, Any]], path: Path, columns) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_pylist(rows, schema=features().arrow_schema), path, row_group_size=500)
+    pq.write_table(pa.Table.from_pylist(rows, schema=columns), path, row_group_size=500)
 
 
 def shard_paths(folder: str | Path) -> list[Path]:

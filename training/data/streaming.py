@@ -90,7 +90,7 @@ class ShardedRows:
         try:
             return self.mapped.row(raw)
         except RowRefused as refused:
-            refusals.add(self.name, refused.reason, f"{where}: {refused.detail}")
+            refusals.add(self.name, refused.reason, f"{self.mapped.where(raw) or where}: {refused.detail}")
             return None
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
+
+from .validate import read_sources
 
 
 def add_parser(commands) -> None:
@@ -13,7 +16,8 @@ def add_parser(commands) -> None:
         "check-leaks",
         help="look for validation data in the training data",
         description="Compare lines of text, fonts and pictures of training and validation. A source is a folder of "
-        "shards, or a data set on the Hub as OWNER/NAME[:SPLIT], which is streamed. Ends with 1 on any overlap.",
+        "shards, a data set on the Hub as OWNER/NAME[:SPLIT], which is streamed, or a .yaml file that describes data "
+        "sets of any layout, a training recipe for one. Ends with 1 on any overlap.",
     )
     leaks.add_argument("--train", nargs="+", metavar="SOURCE", help="default: all …-train in the cache")
     leaks.add_argument("--validation", nargs="+", metavar="SOURCE", help="default: all …-validation in the cache")
@@ -22,16 +26,17 @@ def add_parser(commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare the sets: 0, or 1 when something of validation is in training."""
     from training.data.heldout import LeakCheck, cached_fonts, find_leaks, validation_text_filter, validation_text_path
+    from training.data.refusals import Refusals
     from training.data.sources import data_folder
 
-    train = args.train or _built(data_folder(""), "train")
-    validation = args.validation or _built(data_folder(""), "validation")
+    train = _described(args.train) or _built(data_folder(""), "train")
+    validation = _described(args.validation) or _built(data_folder(""), "validation")
     if not train or not validation:
         raise ValueError(f"{data_folder('')} holds no data sets to compare: build some first (`unit data --help`)")
     # What lies in the cache is compared too; nothing is fetched for it.
     texts = validation_text_filter().marks if validation_text_path().is_file() else frozenset()
-    check = LeakCheck(texts, cached_fonts())
-    leaks = find_leaks(train, validation, progress=sys.stderr.isatty(), check=check)
+    check, refusals = LeakCheck(texts, cached_fonts()), Refusals()
+    leaks = find_leaks(train, validation, progress=sys.stderr.isatty(), check=check, refusals=refusals)
     for leak in leaks[:20]:
         print(leak)
     if len(leaks) > 20:
@@ -41,9 +46,25 @@ def run(args: argparse.Namespace) -> int:
     print(f"{len(texts):>12,}  lines and runs of words of the held-out packages{'' if texts else ' (not built here)'}")
     if not check.fonts and check.families["train"]:
         print("fonts were compared by name alone: their files are not in the cache")
-    names = [", ".join(Path(source).name for source in sources) for sources in (train, validation)]
+    if refusals.refused:
+        print(f"not compared:\n{refusals}")
+    names = [
+        ", ".join(Path(source["path"] if isinstance(source, dict) else source).name for source in sources)
+        for sources in (train, validation)
+    ]
     print(f"{len(leaks) or 'no'} leaks of {names[1]} into {names[0]}")
     return 1 if leaks else 0
+
+
+def _described(sources: list[str] | None) -> list[str | dict[str, Any]]:
+    """The sources, with those that a .yaml file describes in its place."""
+    found: list[str | dict[str, Any]] = []
+    for source in sources or ():
+        if source.endswith((".yaml", ".yml")):
+            found += read_sources(Path(source))
+        else:
+            found.append(source)
+    return found
 
 
 def _built(parent: Path, split: str) -> list[Path]:

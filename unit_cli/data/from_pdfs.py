@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_out, add_workers, parent, positive
+from .options import add_max_refused, add_out, add_workers, parent, positive, x_height
 
 TRAIN_PACKAGES = (
     "texlive-science-doc",
@@ -50,7 +50,7 @@ def add_parser(commands) -> None:
     yours.add_argument("--unit", choices=("page", "block", "chunk"), default="page", help="of a row; default: page")
     yours.add_argument(
         "--x-height",
-        type=_x_height,
+        type=x_height,
         metavar="PX",
         help="height of a lower-case x in pixels, fixed (8) or drawn for each page from a range (6-12); "
         "default: 5-10 for pages, 8-14 for blocks, 7-13 for chunks",
@@ -69,13 +69,7 @@ def add_parser(commands) -> None:
     yours.add_argument("--all-languages", action="store_true", help="not only English text")
     yours.add_argument("--license", help="what the rows' license column says, default: unknown")
     yours.add_argument("--source-name", help="what the rows' source column begins with, default: the SOURCE's name")
-    yours.add_argument(
-        "--max-refused",
-        type=float,
-        default=0.05,
-        metavar="SHARE",
-        help="stop when more than this share of a SOURCE's documents or pages is broken, default: 0.05; 1: never",
-    )
+    add_max_refused(yours, "stop when more than this share of a SOURCE's documents or pages is broken")
     yours.add_argument(
         "--leave-out-held-out",
         action="store_true",
@@ -93,7 +87,7 @@ def add_parser(commands) -> None:
         "--documents", type=Path, metavar="FILE", help="only these: a text file, PACKAGE/PATH/IN/IT.pdf on each line"
     )
     pdfs.add_argument("--name", help="of the data set that is built, when the split has one only")
-    add_out(pdfs)
+    add_out(pdfs, "with SOURCE: folder of the data set; else parent folder of the sets, default: the cache")
     add_workers(pdfs)
 
 
@@ -126,15 +120,6 @@ def run(args: argparse.Namespace) -> int:
             report = pdf.build_chunks(packages, out, args.seed, split=args.split, unwanted=unwanted, **wishes)
         print(f"{out}: {report}")
     return 0
-
-
-def _x_height(value: str) -> tuple[float, float]:
-    """An ``argparse`` type: ``8`` or ``6-12``, in pixels."""
-    low, dash, high = value.partition("-")
-    try:
-        return (float(low), float(high)) if dash else (float(low), float(low))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number such as 8 or a range such as 6-12, not {value}") from None
 
 
 def _build_from_sources(args: argparse.Namespace) -> int:

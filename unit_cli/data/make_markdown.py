@@ -17,7 +17,8 @@ def add_parser(commands) -> None:
         help="pages whose target is their Markdown: typeset .md files, and PDFs with their LaTeX beside them",
         description=(
             "Two data sets: markdown-made-SPLIT, pages typeset from .md files, and markdown-pdf-SPLIT, pages of real "
-            "PDFs whose Markdown comes from the LaTeX beside them. Without a SOURCE both are built."
+            "PDFs whose Markdown comes from the LaTeX beside them. Without a SOURCE both are built; with SOURCE one "
+            "of them, of files and packages or of deb:NAME, in --out itself."
         ),
     )
     made.add_argument(
@@ -34,7 +35,7 @@ def add_parser(commands) -> None:
         "--any-license", action="store_true", help="npm packages under any licence, not permissive ones only"
     )
     made.add_argument("--fonts", default="packages", help="'packages', 'system' or a folder of .ttf and .otf files")
-    add_out(made)
+    add_out(made, "with SOURCE: folder of the data set; else parent folder of the sets, default: the cache")
     add_workers(made)
 
 
@@ -46,7 +47,11 @@ def run(args: argparse.Namespace) -> int:
     train = args.split == "train"
     debs = [source[4:] for source in args.sources if source.startswith("deb:")]
     files = [source for source in args.sources if not source.startswith("deb:")]
-    if not args.sources:
+    if debs and files:
+        raise ValueError(f"deb:{debs[0]} and {files[0]} make two data sets: give them in two commands")
+    if args.sources and args.out is None:
+        raise ValueError("--out FOLDER is needed with SOURCE: the folder that the data set is written to")
+    if not args.sources:  # the sets of the recipes
         debs = list(TRAIN_PACKAGES) if train else heldout.validation_packages()
         files = [f"npm:{name}" for name in markdown_pages.default_packages(args.split)]
     if train:
@@ -64,11 +69,11 @@ def run(args: argparse.Namespace) -> int:
     if train:
         wishes["unwanted"] = heldout.validation_text_filter()
     if documents:
-        out = parent(args) / f"markdown-made-{args.split}"
+        out = args.out if args.sources else parent(args) / f"markdown-made-{args.split}"
         fonts = load_fonts(args.fonts, args.split)
         count = args.count or MADE_PAGES[args.split]
         print(f"{out}: {markdown_pages.build_pages(documents, out, count, fonts=fonts, **wishes)}")
     if debs:
-        out = parent(args) / f"markdown-pdf-{args.split}"
+        out = args.out if args.sources else parent(args) / f"markdown-pdf-{args.split}"
         print(f"{out}: {markdown_latex.build_latex_pages(debs, out, count=args.count, **wishes)}")
     return 0

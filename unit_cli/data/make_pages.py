@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_out, add_workers, parent, positive
+from .options import add_out, add_workers, parent, positive, x_height
 
 # (data set, rows) of chunks that the recipes name, built without another wish.
 MADE_SETS = {"dense": ("made-train", 20_000), "sparse": ("made-small-train", 6_000)}
@@ -30,7 +30,9 @@ def add_parser(commands) -> None:
     )
     made.add_argument("--count", type=positive, help="how many whole pages")
     made.add_argument("--size", help="pixels: 448, 448x640 (width x height), 256-896, 300-600x400-900; default 448")
-    made.add_argument("--x-height", type=_x_height, metavar="A-B", help="of the running text, pixels; default 5-12")
+    made.add_argument(
+        "--x-height", type=x_height, metavar="PX", help="of the running text in pixels, 8 or 5-12; default 5-12"
+    )
     made.add_argument("--layouts", type=_names, metavar="NAME,…", help="only these, with their relative weights")
     made.add_argument("--fonts", help="'packages' (Debian's, the default), 'system', or a folder")
     made.add_argument("--corpus", nargs="+", type=Path, metavar="FILE", help="text files; default: packages' prose")
@@ -43,20 +45,12 @@ def add_parser(commands) -> None:
         "--kind", choices=tuple(MADE_SETS), help="chunks: only dense ones, or only sparse small canvases"
     )
     made.add_argument("--rows", type=positive, help="chunks: how many (of each kind)")
-    add_out(made)
+    add_out(made, "with --count: folder of the data set; else parent folder of the sets, default: the cache")
     add_workers(made)
 
 
 def _names(value: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in value.split(",") if name.strip())
-
-
-def _x_height(value: str) -> tuple[float, float]:
-    low, _, high = value.partition("-")
-    try:
-        return float(low), float(high or low)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must look like 5-12 or 8, not {value!r}") from None
 
 
 PAGE_OPTIONS = ("size", "x_height", "layouts", "degradations", "split")

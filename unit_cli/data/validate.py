@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import positive
+from .options import add_max_refused, positive
 
 
 def add_parser(commands) -> None:
@@ -23,19 +23,10 @@ def add_parser(commands) -> None:
     validate.add_argument("--split", help="of the data set, default: train")
     validate.add_argument("--recipe", type=Path, metavar="FILE", help="YAML that describes one source or several")
     validate.add_argument("--limit", type=positive, help="look at so many rows at most")
-    validate.add_argument(
-        "--max-refused", type=_share, default=0.05, metavar="SHARE", help="of rows, default: %(default)s"
-    )
+    add_max_refused(validate, "the set is unfit when more than this share of its rows is refused")
     validate.add_argument(
         "--out", type=Path, metavar="DIR", help="for validation.json and contact_sheet.png, default: validation-NAME"
     )
-
-
-def _share(value: str) -> float:
-    share = float(value)
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"must lie in 0 ... 1, not {value}")
-    return share
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,8 +71,8 @@ def _sources(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def read_sources(path: Path) -> list[dict[str, Any]]:
-    """The sources of a YAML file: of a training recipe with `groups`, of a list `sources`, of one `dataset`, or the
-    keys of one.
+    """The sources of a YAML file: of a training recipe with `groups` or `data.sources`, of a list `sources`, of one
+    `dataset`, or the keys of one.
 
     Raises:
         ValueError: no such file, no YAML, no sources.
@@ -98,11 +89,10 @@ def read_sources(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} must hold a mapping")
     try:
         given = [source for group in data.get("groups") or () for source in group.get("sources") or ()]
-        given = given or data.get("sources") or [data]
-        found = [source["dataset"] if source.get("dataset") else source for source in given]
-        if "groups" in data or "sources" in data:
-            # weights and the like are the mixture's business
-            found = [each if source.get("dataset") else {"path": each["path"]} for source, each in zip(given, found)]  # noqa: B905
+        given += [*(data.get("sources") or ()), *((data.get("data") or {}).get("sources") or ())]
+        # weights and the like are the mixture's business
+        found = [source.get("dataset") or {"path": source["path"]} for source in given]
+        found = found or [data.get("dataset") or data]
     except (AttributeError, KeyError, TypeError):
         raise ValueError(f"{path}: sources must be mappings with `path` or `dataset`") from None
     unique = [dict(source) for place, source in enumerate(found) if source not in found[:place]]
