@@ -303,7 +303,7 @@ def test_the_same_command_goes_on_from_the_last_checkpoint(toy, capsys, tmp_path
     shutil.copytree(toy / "stage2", out)
     before = load_file(out / "model.safetensors")
     # two steps more: the schedule had come to its end, so that the third is of no size
-    main(toy / "stage2.yaml", [f"training.output_dir={out}", "training.max_steps=4"])
+    main(toy / "stage2.yaml", [f"training.output_dir={out}", "training.max_steps=4"], accept_changes=True)
     assert f"Going on from {out / 'checkpoint-2'}" in capsys.readouterr().out
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3, 4]
@@ -383,7 +383,7 @@ def test_a_run_goes_on_with_the_plan_it_was_laid_out_for(toy, tmp_path):
     main(path, ["data.ranks=2", "data.streams=4", "training.max_steps=2"])
     state = json.loads((tmp_path / "out" / "checkpoint-2" / "data-state-0.json").read_text())
     assert (state["item"], state["ranks"], state["streams"]) == (2, 2, 4)
-    main(path)
+    main(path, accept_changes=True)
     state = json.loads((tmp_path / "out" / "checkpoint-4" / "data-state-0.json").read_text())
     assert (state["item"], state["ranks"], state["streams"]) == (4, 2, 4)
 
@@ -395,7 +395,7 @@ def test_an_indexed_run_from_shares_trains(toy, tmp_path, capsys):
         "ranks": 1,
         "batches_per_step": 1,
     }
-    main(path, ["training.max_steps=3", "training.gradient_accumulation_steps=2"])
+    main(path, ["training.max_steps=3", "training.gradient_accumulation_steps=2"], accept_changes=True)
     assert "took 1 micro-batches a step and this run takes 2" in capsys.readouterr().out
 
 
