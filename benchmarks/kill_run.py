@@ -111,7 +111,7 @@ def wait(process: subprocess.Popen, until, seconds: float = 600.0) -> bool:
             return False
         if until():
             return True
-        time.sleep(0.0005)
+        time.sleep(0.001)
     raise TimeoutError("the run does not get on")
 
 
@@ -203,18 +203,17 @@ def _compare(folder: Path, arguments: argparse.Namespace) -> int:
     weights = [sha256(out / "model.safetensors") for out in (straight, killed)]
     saving = sum(row[4] != "–" for row in rows)
     print(f"\n{len(rows)} kills, {saving} of them while a checkpoint was being written.")
+    alike = weights[0] == weights[1]
     print(
         f"Lines of the log with a loss: {len(one)} and {len(other)}, {'the same bit by bit' if same else 'DIFFERENT'}."
     )
-    print(
-        f"Weights: SHA-256 {weights[0][:16]}… and {weights[1][:16]}…, {'the same' if weights[0] == weights[1] else 'DIFFERENT'}."
-    )
+    print(f"Weights: SHA-256 {weights[0][:16]} and {weights[1][:16]}, {'the same' if alike else 'DIFFERENT'}.")
     last = json.loads(one[-1])
     print(f"Last loss: {last['loss']!r} at step {last['step']}.")
     words = [line for line in killed.with_suffix(".txt").read_text().splitlines() if "was not finished" in line]
     print(f"Unfinished checkpoints named and removed at the next start: {len(words)}.")
     whole = all(row[6] == "none" for row in rows)
-    return 0 if same and weights[0] == weights[1] and whole and len(rows) == arguments.kills else 1
+    return 0 if same and alike and whole and len(rows) == arguments.kills else 1
 
 
 if __name__ == "__main__":

@@ -396,14 +396,14 @@ class _LogKeeper(TrainerCallback):
     def on_log(self, args, state, control, **kwargs):
         if self.trainer.log_path is not None and state.is_world_process_zero and state.log_history:
             with self.trainer.log_path.open("a") as opened:
-                opened.write(json.dumps(state.log_history[-1]) + "\n")
+                opened.write(json.dumps(state.log_history[-1], sort_keys=True) + "\n")
 
 
 def write_log_lines(path: Path, history: list[dict[str, Any]]) -> None:
     """`log.jsonl`, one line an entry, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".tmp")
-    beside.write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    beside.write_text("".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history))
     beside.replace(path)
 
 
