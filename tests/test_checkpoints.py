@@ -290,3 +290,15 @@ def test_other_errors_stay_what_they_are(data, tmp_path, monkeypatch):  # noqa: 
     monkeypatch.setattr(torch, "save", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(IntraScaleTrainer, tmp_path, data, **SAVING)
+
+
+def test_a_log_that_cannot_be_written_is_no_reason_to_stop(data, tmp_path, capsys):  # noqa: F811
+    model, teacher = model_and_teacher()
+    settings = arguments(tmp_path / "out", max_steps=2)
+    trainer = IntraScaleTrainer(model=model, args=settings, train_dataset=mixture(data, STAGE_1, 2), teacher=teacher)
+    trainer.log_path = tmp_path / "log.jsonl"
+    trainer.log_path.mkdir()  # a folder in its place
+    trainer.train()
+    assert trainer.state.global_step == 2
+    said = [line for line in capsys.readouterr().out.splitlines() if "cannot be written to" in line]
+    assert len(said) == 1

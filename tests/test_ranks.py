@@ -17,8 +17,8 @@ from test_mixture import plan, shards  # noqa: F401  the fixture
 from tiny import document_row, picture_row
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from training.data.mixture import TOO_LONG, UNREADABLE, MixtureDataset
 from training.checkpoints import damage
+from training.data.mixture import TOO_LONG, UNREADABLE, MixtureDataset
 from training.data.refusals import Refusals
 from training.data.schema import write_shards
 from training.data.settings import DataArguments, SourceArguments, expand_groups, pool_weights

@@ -381,12 +381,13 @@ class _LogKeeper(TrainerCallback):
 
     def __init__(self, trainer: WholeCheckpoints):
         self.trainer = trainer
+        self.complained = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         state.compute_steps(args, state.max_steps)  # as this run wants them; transformers keeps the checkpoint's
         self.trainer.restore_log_state()
         if self.trainer.log_path is not None and state.is_world_process_zero:
-            write_log_lines(self.trainer.log_path, state.log_history)
+            self._write(lambda: write_log_lines(self.trainer.log_path, state.log_history))
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.ignore_data_skip and state.max_steps > 0:
@@ -395,8 +396,19 @@ class _LogKeeper(TrainerCallback):
 
     def on_log(self, args, state, control, **kwargs):
         if self.trainer.log_path is not None and state.is_world_process_zero and state.log_history:
-            with self.trainer.log_path.open("a") as opened:
-                opened.write(json.dumps(state.log_history[-1], sort_keys=True) + "\n")
+            self._write(lambda: self._append(state.log_history[-1]))
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        with self.trainer.log_path.open("a") as opened:
+            opened.write(json.dumps(entry, sort_keys=True) + "\n")
+
+    def _write(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:  # no reason to stop: each checkpoint holds the whole log
+            if not self.complained:
+                print(f"{self.trainer.log_path} cannot be written to: {first_line(error)}.", flush=True)
+            self.complained = True
 
 
 def write_log_lines(path: Path, history: list[dict[str, Any]]) -> None:
