@@ -282,7 +282,7 @@ def test_a_full_disk_is_called_so(data, tmp_path, monkeypatch):  # noqa: F811
 
     monkeypatch.setattr(torch, "save", failing)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(CheckpointError, match=os.strerror(errno.ENOSPC) + ". No other is there"):
+    with pytest.raises(CheckpointError, match=os.strerror(errno.ENOSPC) + r"\. The same command starts anew"):
         train(IntraScaleTrainer, tmp_path, data, **SAVING)
 
 

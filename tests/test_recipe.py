@@ -337,6 +337,9 @@ def test_lora_is_merged_when_the_run_ends(toy, tmp_path):
     model, report = UnitForPreTraining.from_pretrained(out, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
+    assert damage(out / "checkpoint-2") is None
+    manifest = json.loads((out / "checkpoint-2" / "manifest.json").read_text())
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= set(manifest["files"])
     first = UnitForPreTraining.from_pretrained(toy / "stage1").state_dict()
     position = "vision_model.embeddings.position_embedding"
     assert torch.equal(model.state_dict()[position], first[position])

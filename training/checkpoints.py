@@ -285,7 +285,8 @@ class WholeCheckpoints(Trainer):
             problem = error
         finally:
             self._staging = None
-        self._agree(problem, staging)
+        # of a state that lies in parts, the others wait within a collective then: the launcher ends them
+        self._agree(problem, staging, alone=self.is_fsdp_enabled or self.is_deepspeed_enabled)
         best = self.state.best_model_checkpoint
         if best is not None and Path(best).parent == staging:
             self.state.best_model_checkpoint = best = str(run / Path(best).name)
@@ -315,16 +316,14 @@ class WholeCheckpoints(Trainer):
         write_manifest(written, {"step": step, "world_size": world, **self.facts})
         put_in_place(written, folder)
 
-    def _agree(self, problem: Exception | None, staging: Path) -> None:
-        """All ranks go on, or all stop.
+    def _agree(self, problem: Exception | None, staging: Path, alone: bool = False) -> None:
+        """All ranks go on, or all stop. alone: a rank with a problem does not wait for the others.
 
         Raises:
             CheckpointError: one of them could not write.
         """
         found = [None if problem is None else first_line(problem)]
-        # of a state that lies in parts, the others wait within a collective: the launcher ends them
-        alone = problem is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        if self.args.world_size > 1 and not alone:
+        if self.args.world_size > 1 and not (alone and problem is not None):
             found = gather_object(found)
         reasons = [each for each in found if each is not None]
         if not reasons:
@@ -335,10 +334,12 @@ class WholeCheckpoints(Trainer):
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
         left = checkpoints(run)
+        kept = (
+            f"{left[-1].name} stays; the same command goes on from there" if left else "The same command starts anew"
+        )
         raise CheckpointError(
             f"checkpoint-{self.state.global_step} could not be written to {run}: {reason}. "
-            f"{f'{left[-1].name} stays' if left else 'No other is there'}; the same command goes on from there once "
-            "the folder can be written to."
+            f"{kept} once the folder can be written to."
         ) from problem
 
     def rank_files(self, rank: int) -> list[str]:
