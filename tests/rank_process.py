@@ -1,5 +1,6 @@
 """One process of test_ranks.py: trains a tiny model on its share of the data and writes down what it saw."""
 
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ FOLDER = Path(sys.argv[1])
 RANK = int(os.environ["RANK"])
 
 
-def seen(way: str, resume: str | None = None) -> list[tuple[str, str]]:
+def seen(way: str, resume: str | None = None, spoil=None) -> list[tuple[str, str]]:
     """Shapes and rows of this rank's micro-batches of a run of 4 steps, 2 micro-batches each."""
     settings = arguments(
         FOLDER / way,
@@ -53,6 +54,8 @@ def seen(way: str, resume: str | None = None) -> list[tuple[str, str]]:
         return compute_loss(model, inputs, **kwargs)
 
     trainer.compute_loss = watched
+    if spoil is not None:
+        spoil(trainer)
     trainer.train(resume_from_checkpoint=resume)
     return lines
 
@@ -62,4 +65,28 @@ found = {}
 for way in ("map", "stream"):
     straight = seen(way)
     found[way] = {"straight": straight, "resumed": seen(way, str(FOLDER / way / "checkpoint-2"))}
+
+
+def full(trainer) -> None:
+    """Rank 1 has no room for its part of a checkpoint."""
+
+    def failing(output_dir):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if RANK == 1:
+        trainer._save_rng_state = failing
+
+
+def lost(trainer) -> None:
+    """Rank 1 has a loss that is no number."""
+    compute_loss = trainer.compute_loss
+    if RANK == 1:
+        trainer.compute_loss = lambda *args, **kwargs: compute_loss(*args, **kwargs) * float("nan")
+
+
+for name, spoil in (("full", full), ("lost", lost)):
+    try:
+        seen(name, spoil=spoil)
+    except ValueError as error:
+        found[name] = str(error)
 (FOLDER / f"seen-{RANK}.json").write_text(json.dumps(found))

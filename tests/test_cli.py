@@ -322,16 +322,17 @@ def test_training_gets_the_recipe_and_its_changes(unit, folder, monkeypatch):
 
     (folder / "r.yaml").write_text("stage: teacher\n")
     seen = []
-    monkeypatch.setattr(recipe, "main", lambda path, overrides: seen.append((path, overrides)) or Path("runs/r"))
+    monkeypatch.setattr(recipe, "main", lambda *given: seen.append(given) or Path("runs/r"))
     status, out, _ = unit("train", "r.yaml", "training.max_steps=3", "lora.r=4")
     assert (status, out) == (0, "the model is in runs/r\n")
-    assert seen == [("r.yaml", ["training.max_steps=3", "lora.r=4"])]
+    assert unit("train", "r.yaml", "--accept-changes")[0] == 0
+    assert seen == [("r.yaml", ["training.max_steps=3", "lora.r=4"], False), ("r.yaml", [], True)]
 
 
 def test_a_recipe_that_cannot_be_followed_is_refused_in_one_line(unit, folder, monkeypatch):
     from training import recipe
 
-    def refuse(path, overrides):
+    def refuse(path, overrides, accept_changes):
         raise ValueError("Unknown key 'stag'.\nDid you mean 'stage'?")
 
     (folder / "r.yaml").write_text("stag: teacher\n")

@@ -528,6 +528,28 @@ def test_adapters_learn_through_checkpointed_layers_and_are_merged(assembled, tm
     assert changed == adapted | {name for name in before if "multi_modal_projector" in name}
 
 
+def test_a_run_with_adapters_goes_on_from_the_last_whole_checkpoint(assembled, tmp_path):
+    file = llava_toy.make_data(tmp_path / "data", ("red", "blue"), ("circle", "cross"))
+    overrides = [f"start={assembled}", f"conversations={file}", f"training.output_dir={tmp_path / 'out'}"]
+    overrides += ["training.max_steps=4", "training.per_device_train_batch_size=2", "training.save_steps=2"]
+    overrides += ["training.gradient_accumulation_steps=1", "training.bf16=false", "training.logging_steps=1"]
+    overrides += ["training.save_strategy=steps", "lora.parts=[encoder, language_decoder]", "lora.dropout=0.1"]
+
+    def trained() -> tuple[list[str], dict[str, torch.Tensor]]:
+        out = llava_toy.recipe.main(llava_toy.RECIPES / "2-all.yaml", overrides)
+        lines = [line for line in (out / "log.jsonl").read_text().splitlines() if '"loss"' in line]
+        return lines, LlavaForConditionalGeneration.from_pretrained(out).state_dict()
+
+    straight, before = trained()
+    (tmp_path / "out" / "checkpoint-4" / "adapter_model.safetensors").unlink()
+    again, after = trained()
+    assert (tmp_path / "out" / "damaged-checkpoint-4").is_dir()
+    assert len(straight) == 4
+    assert again == straight
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+
+
 def test_the_whole_way_at_toy_size(parts, tmp_path):
     """Pictures, language model and tower from nothing; assembled; projector, then all; asked."""
     found = llava_toy.run(

@@ -17,6 +17,7 @@ from test_mixture import plan, shards  # noqa: F401  the fixture
 from tiny import document_row, picture_row
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
+from training.checkpoints import damage
 from training.data.mixture import TOO_LONG, UNREADABLE, MixtureDataset
 from training.data.refusals import Refusals, TooManyRefused
 from training.data.schema import write_shards
@@ -281,3 +282,18 @@ def test_two_processes_train_on_one_shape_a_step_and_resume(tmp_path):
         assert [rows for _, rows in first["straight"]] != [rows for _, rows in second["straight"]]
         for each in (first, second):
             assert each["resumed"] == each["straight"][4:]
+        checkpoint = tmp_path / way / "checkpoint-2"
+        assert damage(checkpoint) is None
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        assert manifest["world_size"] == 2
+        for rank in range(2):
+            files = {f"rng_state_{rank}.pth", f"log-state-{rank}.json", f"sampler_state_{rank}.safetensors"}
+            assert files | ({f"data-state-{rank}.json"} if way == "stream" else set()) <= set(manifest["files"])
+    # a rank that cannot write, and a loss that is no number on one rank alone, are known to both
+    for each in seen:
+        assert "checkpoint-2 could not be written" in each["full"]
+        assert each["full"] == seen[0]["full"]
+        assert each["lost"].startswith("Step 1: the loss is")
+    assert not [each.name for each in (tmp_path / "full").iterdir() if "checkpoint" in each.name]
+    for rank in range(2):
+        assert (tmp_path / "lost" / "offending" / "step-1" / f"rank-{rank}" / "facts.json").is_file()

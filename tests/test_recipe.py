@@ -1,7 +1,10 @@
 """Recipes: what is refused before anything starts, and a toy run from nothing to a reader."""
 
 import json
+import multiprocessing
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,11 @@ from tiny import document_row, picture_row
 
 import training.recipe as recipes
 from modeling_unit import UnitForConditionalGeneration, UnitForPreTraining, UnitModel, UnitProcessor, UnitVisionModel
+from training.checkpoints import checkpoints, damage
 from training.data.schema import write_shards
-from training.recipe import draw_curves, main, read_recipe
+from training.recipe import Recipe, draw_curves, main, read_recipe
+from training.resume import differences, facts_of
+from training.trainer import InterScaleTrainer, IntraScaleTrainer
 
 SHIPPED = sorted((Path(recipes.__file__).parent / "recipes").glob("**/*.yaml"))
 
@@ -303,7 +309,7 @@ def test_the_same_command_goes_on_from_the_last_checkpoint(toy, capsys, tmp_path
     shutil.copytree(toy / "stage2", out)
     before = load_file(out / "model.safetensors")
     # two steps more: the schedule had come to its end, so that the third is of no size
-    main(toy / "stage2.yaml", [f"training.output_dir={out}", "training.max_steps=4"])
+    main(toy / "stage2.yaml", [f"training.output_dir={out}", "training.max_steps=4"], accept_changes=True)
     assert f"Going on from {out / 'checkpoint-2'}" in capsys.readouterr().out
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3, 4]
@@ -331,12 +337,197 @@ def test_lora_is_merged_when_the_run_ends(toy, tmp_path):
     model, report = UnitForPreTraining.from_pretrained(out, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
+    assert damage(out / "checkpoint-2") is None
+    manifest = json.loads((out / "checkpoint-2" / "manifest.json").read_text())
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= set(manifest["files"])
     first = UnitForPreTraining.from_pretrained(toy / "stage1").state_dict()
     position = "vision_model.embeddings.position_embedding"
     assert torch.equal(model.state_dict()[position], first[position])
     assert not torch.equal(
         model.state_dict()["vision_model.blocks.0.attn.qkv.weight"], first["vision_model.blocks.0.attn.qkv.weight"]
     )
+
+
+# -- going on --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["teacher", "stage1", "stage2"])
+def test_every_stage_leaves_whole_checkpoints_with_their_recipe(toy, name):
+    assert [each.name for each in checkpoints(toy / name)] == ["checkpoint-1", "checkpoint-2"]
+    for folder in checkpoints(toy / name):
+        assert damage(folder) is None
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["recipe"]["stage"] == read_recipe(toy / f"{name}.yaml").stage
+        assert manifest["batches_per_step"] == 1
+
+
+@pytest.mark.parametrize("name", ["teacher", "stage1", "stage2"])
+def test_a_damaged_checkpoint_costs_steps_and_nothing_else(toy, tmp_path, name, capsys):
+    """From the one before it to the same weights and the same log."""
+    out = tmp_path / name
+    shutil.copytree(toy / name, out)
+    (out / "checkpoint-2" / "model.safetensors").unlink()
+    (out / "model.safetensors").unlink()
+    (out / "log.jsonl").write_text("")
+    main(toy / f"{name}.yaml", [f"training.output_dir={out}"])
+    said = capsys.readouterr().out
+    assert f"{out}/checkpoint-2 is damaged: model.safetensors is missing." in said
+    assert f"Going on from {out}/checkpoint-1" in said
+    before, after = (load_file(folder / "model.safetensors") for folder in (toy / name, out))
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    logs = [
+        [line for line in (folder / "log.jsonl").read_text().splitlines() if '"loss"' in line]
+        for folder in (toy / name, out)
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_the_log_is_written_line_by_line(toy, tmp_path, monkeypatch):
+    """What was logged is there when a run is stopped, and once only when it has gone on."""
+    out = tmp_path / "out"
+    train = IntraScaleTrainer.training_step
+    calls = iter(range(9))
+
+    def stopped(*args, **kwargs):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return train(*args, **kwargs)
+
+    changes = [f"training.output_dir={out}", "training.max_steps=4", "training.save_steps=2"]
+    monkeypatch.setattr(IntraScaleTrainer, "training_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        main(toy / "stage1.yaml", changes)
+    log = out / "log.jsonl"
+    first = log.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in first] == [1, 2, 3]
+    with log.open("a") as opened:
+        opened.write('{"loss": 1.')  # and the line that a kill has cut off
+    monkeypatch.undo()
+    main(toy / "stage1.yaml", changes)
+    lines = [line for line in log.read_text().splitlines() if '"loss"' in line]
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[:3] == first
+
+
+def test_another_recipe_in_the_same_folder_is_refused_key_by_key(toy, tmp_path, capsys):
+    out = tmp_path / "stage2"
+    shutil.copytree(toy / "stage2", out)
+    changes = [f"training.output_dir={out}", "training.learning_rate=5e-4", "training.max_steps=3"]
+    changes += ["training.gradient_accumulation_steps=2"]
+    with pytest.raises(ValueError) as error:
+        main(toy / "stage2.yaml", changes)
+    assert str(error.value) == (
+        f"{out} holds a run of another recipe (training.learning_rate: 0.001 -> 0.0005; training.max_steps: 2 -> 3; "
+        "micro-batches of a step: 1 -> 2): give another training.output_dir, or --accept-changes to go on with it all "
+        "the same."
+    )
+    assert [each.name for each in checkpoints(out)] == ["checkpoint-1", "checkpoint-2"]
+    main(toy / "stage2.yaml", changes, accept_changes=True)
+    assert (
+        "The recipe has changed: training.learning_rate: 0.001 -> 0.0005; training.max_steps: 2 -> 3;"
+        in capsys.readouterr().out
+    )
+    assert [each.name for each in checkpoints(out)] == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_a_finished_model_without_checkpoints_is_not_written_over(toy, tmp_path):
+    out = tmp_path / "stage2"
+    shutil.copytree(toy / "stage2", out, ignore=shutil.ignore_patterns("checkpoint-*"))
+    with pytest.raises(ValueError, match=r"training\.weight_decay: 0\.01 -> 0\.2"):
+        main(toy / "stage2.yaml", [f"training.output_dir={out}", "training.weight_decay=0.2"])
+
+
+def test_what_leaves_the_curve_as_it_is_may_change(toy, tmp_path):
+    out = tmp_path / "stage1"
+    shutil.copytree(toy / "stage1", out)
+    changes = ["training.logging_steps=2", "training.save_steps=3", "training.dataloader_num_workers=1", "threads=1"]
+    changes += ["training.nonfinite=skip", "training.weight_decay=0.01"]  # the last is what holds without it
+    main(toy / "stage1.yaml", [f"training.output_dir={out}", *changes])
+
+
+@pytest.mark.parametrize(
+    ("training", "refused"),
+    [
+        ({"lr_scheduler_type": "constant"}, False),
+        ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 2}, False),
+        ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.5}, True),  # of all steps
+        ({"lr_scheduler_type": "cosine"}, True),
+        ({}, True),
+    ],
+)
+def test_more_steps_are_free_where_the_rate_does_not_look_at_them(training, refused):
+    before, now = (
+        facts_of(Recipe("teacher", training=training | {"max_steps": steps, "learning_rate": 0.1}), 2)
+        for steps in (4, 8)
+    )
+    assert differences(before, now) == ({"training.max_steps": (4, 8)} if refused else {})
+
+
+def test_differences_by_hand():
+    before = facts_of(Recipe("intra_scale", start="a", groups=[{"kind": "document", "rows": 2}]), 4)
+    now = facts_of(Recipe("intra_scale", start="b", groups=[{"kind": "document", "rows": 3}], lora={"r": 16}), 4)
+    assert differences(before, before) == {}
+    assert differences(before, now) == {"start": ("a", "b"), "groups.0.rows": (2, 3)}  # r is 16 without it
+    assert differences({}, now) == {}  # nothing is known of what was before
+
+
+def test_the_rows_of_a_streamed_step_are_named_when_it_stops(toy, tmp_path, monkeypatch):
+    path = written(tmp_path, yaml.safe_dump(shared_recipe(toy, tmp_path / "out", streaming=True, shuffle_buffer=4)))
+    compute_loss = InterScaleTrainer.compute_loss
+    monkeypatch.setattr(
+        InterScaleTrainer, "compute_loss", lambda *args, **kwargs: compute_loss(*args, **kwargs) * float("nan")
+    )
+    with pytest.raises(ValueError, match="Step 1: the loss is nan"):
+        main(path)
+    facts = json.loads((tmp_path / "out" / "offending" / "step-1" / "rank-0" / "facts.json").read_text())
+    assert len(facts["rows"]) == 1
+    for name, rows in facts["rows"][0].items():
+        assert name in ("natural_x1", "natural_x4", "document_x1", "document_x4")
+        assert rows
+        assert all(row.startswith("test/") for row in rows)
+
+
+# -- kill -9 ---------------------------------------------------------------------------------------
+
+
+def test_kill_9_and_the_same_command_goes_on(toy, tmp_path):
+    """Once between two checkpoints, once while one is written: the same log and the same weights, bit by bit."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["training.recipe"])
+    recipe = shared_recipe(toy, tmp_path / "straight")
+    recipe["training"] |= {"max_steps": 8, "save_steps": 2, "use_cpu": True}
+    recipe["threads"] = 1
+    path = written(tmp_path, yaml.safe_dump(recipe))
+    out = tmp_path / "killed"
+    log = out / "log.jsonl"
+
+    def run(folder, until=None) -> int:
+        process = processes.Process(target=main, args=(path, [f"training.output_dir={folder}"]))
+        process.start()
+        end = time.monotonic() + 100
+        while process.is_alive() and time.monotonic() < end:
+            if until is not None and until():
+                process.kill()
+                break
+            time.sleep(0.001)
+        process.join(100)
+        return process.exitcode
+
+    def steps() -> int:
+        return len(log.read_text().splitlines()) if log.exists() else 0
+
+    assert run(tmp_path / "straight") == 0
+    assert run(out, lambda: steps() == 3) == -signal.SIGKILL
+    assert run(out, lambda: any(out.glob(".checkpoint-6.partial/checkpoint-6/*"))) == -signal.SIGKILL
+    assert all(damage(folder) is None for folder in checkpoints(out))
+    assert run(out) == 0
+    lines = [
+        [line for line in (folder / "log.jsonl").read_text().splitlines() if '"loss"' in line]
+        for folder in (tmp_path / "straight", out)
+    ]
+    assert len(lines[0]) == 8
+    assert lines[0] == lines[1]
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "straight" / "model.safetensors").read_bytes()
 
 
 # -- streaming, curriculum, shares -----------------------------------------------------------------
@@ -383,7 +574,7 @@ def test_a_run_goes_on_with_the_plan_it_was_laid_out_for(toy, tmp_path):
     main(path, ["data.ranks=2", "data.streams=4", "training.max_steps=2"])
     state = json.loads((tmp_path / "out" / "checkpoint-2" / "data-state-0.json").read_text())
     assert (state["item"], state["ranks"], state["streams"]) == (2, 2, 4)
-    main(path)
+    main(path, accept_changes=True)
     state = json.loads((tmp_path / "out" / "checkpoint-4" / "data-state-0.json").read_text())
     assert (state["item"], state["ranks"], state["streams"]) == (4, 2, 4)
 
@@ -395,7 +586,7 @@ def test_an_indexed_run_from_shares_trains(toy, tmp_path, capsys):
         "ranks": 1,
         "batches_per_step": 1,
     }
-    main(path, ["training.max_steps=3", "training.gradient_accumulation_steps=2"])
+    main(path, ["training.max_steps=3", "training.gradient_accumulation_steps=2"], accept_changes=True)
     assert "took 1 micro-batches a step and this run takes 2" in capsys.readouterr().out
 
 

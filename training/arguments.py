@@ -28,6 +28,10 @@ class UnitTrainingArguments(TrainingArguments):
         freeze: parts that do not train.
         max_minutes: the run ends after so much training, 0 for no limit; the learning rate then falls by the larger
             of the shares of `max_steps` and of this time, and is zero at the end (see `training/schedule.py`) [ours].
+        nonfinite: what becomes of a step whose loss or gradients are no finite numbers: `"stop"` ends the run,
+            `"skip"` leaves the step out; either saves its micro-batches (see `training/guard.py`) [ours].
+        divergence_factor: the run stops when its loss lies above so many times its running median for
+            `divergence_steps` steps in a row; 0 for no limit [ours].
     """
 
     learning_rate: float = 5e-5
@@ -45,15 +49,22 @@ class UnitTrainingArguments(TrainingArguments):
     part_rates: dict[str, float] = field(default_factory=dict)
     freeze: list[str] = field(default_factory=list)
     max_minutes: float = 0.0
+    nonfinite: str = "stop"
+    divergence_factor: float = 4.0
+    divergence_steps: int = 20
 
     def __post_init__(self):
         super().__post_init__()
         if not 0.0 < self.token_sampling_ratio <= 1.0:
             raise ValueError(f"token_sampling_ratio must lie in (0, 1], got {self.token_sampling_ratio}.")
         weights = ("language_weight", "vision_weight", "vision_l1_weight", "character_weight", "alignment_weight")
-        for name in (*weights, "max_minutes"):
+        for name in (*weights, "max_minutes", "divergence_factor"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.divergence_steps < 1:
+            raise ValueError(f"divergence_steps must be 1 or more, got {self.divergence_steps}.")
+        if self.nonfinite not in ("stop", "skip"):
+            raise ValueError(f'nonfinite must be "stop" or "skip", got {self.nonfinite!r}.')
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f'optimizer must be "adamw" or "muon", got {self.optimizer!r}.')
 

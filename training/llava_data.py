@@ -22,9 +22,9 @@ from transformers import LlavaProcessor
 
 from modeling_unit.image_processing_unit import to_rgb
 
+from .base_trainer import BaseTrainer
 from .data.schema import read_dataset
 from .optim import MuonWithAdamW, parameter_groups
-from .schedule import TimeLimit
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 IMAGE_TOKEN = "<image>"
@@ -215,7 +215,7 @@ class ConversationCollator:
         return text, spans
 
 
-class LlavaTrainer(TimeLimit):
+class LlavaTrainer(BaseTrainer):
     """`Trainer` with the parts' own learning rates; the loss is LLaVA's."""
 
     def create_optimizer(self, *args, **kwargs):

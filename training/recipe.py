@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import json
 import logging
-import os
 import re
 import time
 from dataclasses import dataclass, field
@@ -28,7 +27,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_unit import (
     UnitConfig,
@@ -42,6 +40,7 @@ from modeling_unit.vision_sources_unit import find_model_type, find_vision_sourc
 
 from .adapter import ADAPTER, BASE, base_of, is_adapted, save_adapter, save_base
 from .arguments import LoraArguments, UnitTrainingArguments
+from .checkpoints import first_line, from_rank_0, is_writing_error, last_whole_checkpoint, write_log_lines
 from .collator import NUM_CHARACTER_CLASSES, GroupCollator
 from .data.mixture import GroupPlan, MixtureDataset
 from .data.refusals import Refusals
@@ -51,6 +50,7 @@ from .live import LiveArguments, LivePictures, LiveTeacherModel, LiveTeacherTrai
 from .llava_data import ConversationCollator, Conversations, LlavaTrainer
 from .lora import add_lora
 from .publish import check_destination, code_version, push_run, take_hub_settings
+from .resume import differences, facts_left, facts_of, told_differences
 from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
 from .tokenizer import TASK_TOKENS, byte_tokenizer
 from .trainer import InterScaleTrainer, IntraScaleTrainer, UnitTrainer, freeze_parts, trainable_table
@@ -293,8 +293,16 @@ def pretrained_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def main(path: str | Path, overrides: list[str] | None = None) -> Path:
-    """Run a recipe; returns the folder of the trained model."""
+def main(path: str | Path, overrides: list[str] | None = None, accept_changes: bool = False) -> Path:
+    """Run a recipe, or go on with it; returns the folder of the trained model.
+
+    Args:
+        accept_changes: go on from a checkpoint of a recipe that differs (see `training/resume.py`).
+
+    Raises:
+        ValueError: a recipe that makes no sense, or is not the one that the folder's run began with; a run that has
+            lost its way ([`RunStopped`]); a checkpoint that could not be written ([`CheckpointError`]).
+    """
     recipe = read_recipe(path, overrides)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
@@ -313,35 +321,61 @@ def main(path: str | Path, overrides: list[str] | None = None) -> Path:
         check_destination(hub)  # before the work, not after it
     set_seed(arguments.seed)
     started = time.time()
-    checkpoint = get_last_checkpoint(arguments.output_dir) if os.path.isdir(arguments.output_dir) else None
+    say = print_line if arguments.process_index == 0 else _say_nothing
+    checkpoint = from_rank_0(arguments, lambda: last_whole_checkpoint(arguments.output_dir, say))
+    facts = facts_of(recipe, _micro_batches(arguments) // arguments.max_steps)
+    if changed := differences(facts_left(arguments.output_dir, checkpoint), facts):
+        if not accept_changes:
+            raise ValueError(
+                f"{arguments.output_dir} holds a run of another recipe ({told_differences(changed)}): give another "
+                "training.output_dir, or --accept-changes to go on with it all the same."
+            )
+        say(f"The recipe has changed: {told_differences(changed)}")
     if checkpoint:  # the plan stays as it was laid out, also over another number of processes
         layout = layout_of(checkpoint)
         before, now = layout.pop("batches_per_step", 0), _micro_batches(arguments) // arguments.max_steps
         if before and before != now:
-            print(
+            say(
                 f"{checkpoint} took {before} micro-batches a step and this run takes {now}: rows do not come as they "
-                "would have. Keep the product of processes and gradient_accumulation_steps to go on exactly.",
-                flush=True,
+                "would have. Keep the product of processes and gradient_accumulation_steps to go on exactly."
             )
         recipe.data = layout | {key: value for key, value in recipe.data.items() if value}
     run = {"teacher": _teacher_run, "llava": _llava_run}.get(recipe.stage, _stage_run)
     trainer, finish = run(recipe, arguments)
-    print(trainable_table(trainer.model), flush=True)
+    say(trainable_table(trainer.model))
     if checkpoint:
-        print(f"Going on from {checkpoint}", flush=True)
-    trainer.train(resume_from_checkpoint=checkpoint)
+        say(f"Going on from {checkpoint}")
     out = Path(arguments.output_dir)
-    finish(out)
-    write_log(out, recipe, trainer.state.log_history, time.time() - started)
+    trainer.facts, trainer.log_path = facts, out / "log.jsonl"
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.is_world_process_zero():
+        try:
+            finish(out)
+            write_log(out, recipe, trainer.state.log_history, time.time() - started)
+        except Exception as error:
+            if not is_writing_error(error):
+                raise
+            raise ValueError(
+                f"The model could not be written to {out}: {first_line(error)}. The same command goes on from the "
+                "last checkpoint once the folder can be written to."
+            ) from error
     refusals = trainer.refusals() if isinstance(trainer, UnitTrainer) else None
     if refusals is not None and trainer.is_world_process_zero():
         (out / "refusals.json").write_text(json.dumps(refusals.as_dict(), indent=1))
         if refusals.refused:
             print(f"Rows left out:\n{refusals}", flush=True)
-    print(f"Saved to {out}", flush=True)
+    say(f"Saved to {out}")
     if hub.get("push_to_hub") and trainer.is_world_process_zero():
         push_run(out, hub)
     return out
+
+
+def print_line(line: str) -> None:
+    print(line, flush=True)
+
+
+def _say_nothing(line: str) -> None:
+    pass
 
 
 def _micro_batches(arguments: UnitTrainingArguments) -> int:
@@ -533,7 +567,7 @@ def write_log(out: Path, recipe: Recipe, history: list[dict], seconds: float) ->
     weights."""
     content = dataclasses.asdict(recipe) | {"seconds": round(seconds), "code": code_version()}
     (out / "recipe.json").write_text(json.dumps(content, indent=1))
-    (out / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    write_log_lines(out / "log.jsonl", history)
     draw_curves(history, out / "curve.png")
 
 

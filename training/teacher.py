@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,11 @@ from torch.utils.data import Dataset, SequentialSampler
 
 from modeling_unit import UnitImageProcessor, UnitVisionConfig, UnitVisionModel
 
+from .base_trainer import BaseTrainer
 from .collator import _open
 from .data.augment import composite_picture
 from .data.mixture import RowSource, SourceArguments, _endless_permutation
 from .optim import MuonWithAdamW, parameter_groups
-from .schedule import TimeLimit
 from .trainer import _only_item
 
 PROJECTION_FILE = "visual_projection.safetensors"
@@ -92,6 +93,11 @@ class PictureTargets(Dataset):
     def __len__(self) -> int:
         return self.length
 
+    def origins(self, step: int) -> dict[str, list[str]]:
+        """Where the rows of a micro-batch come from."""
+        positions = _endless_permutation(len(self.source), self.seed, step * self.batch_size, self.batch_size)
+        return {"pictures": [self.source.origin(int(position)) for position in positions]}
+
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         if not 0 <= step < self.length:
             raise IndexError(step)
@@ -110,7 +116,7 @@ class PictureTargets(Dataset):
         }
 
 
-class TeacherTrainer(TimeLimit):
+class TeacherTrainer(BaseTrainer):
     """Trains a [`TeacherModel`]; `save_teacher` writes the encoder as a plain UNIT encoder repository."""
 
     def __init__(self, *args, **kwargs):
@@ -123,7 +129,9 @@ class TeacherTrainer(TimeLimit):
         output = model(**inputs)
         for key, value in output.items():
             if key != "loss":
-                self._sums[key].append(value.detach())  # a number only when logged: float() waits for the device
+                self._sums[key].append(
+                    value.detach().float()
+                )  # a number only when logged: float() waits for the device
         return (output["loss"], output) if return_outputs else output["loss"]
 
     def log(self, logs, *args, **kwargs):
@@ -131,6 +139,19 @@ class TeacherTrainer(TimeLimit):
             logs = logs | {key: round(float(torch.stack(values).mean()), 5) for key, values in self._sums.items()}
             self._sums.clear()
         super().log(logs, *args, **kwargs)
+
+    def log_state(self) -> dict[str, Any]:
+        return super().log_state() | {
+            "terms": {key: [float(each) for each in values] for key, values in self._sums.items()}
+        }
+
+    def load_log_state(self, state: dict[str, Any]) -> None:
+        super().load_log_state(state)
+        for key, values in state["terms"].items():
+            self._sums[key] = list(torch.tensor(values, device=self.args.device))
+
+    def forget_terms(self) -> None:
+        self._sums.clear()
 
     def _get_train_sampler(self, *args, **kwargs):
         return SequentialSampler(self.train_dataset)

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput, UnitImageProcessor
 from modeling_unit.architectures_unit import class_tokens, freeze_unread, run_encoder, run_encoder_packed
 
 from .arguments import UnitTrainingArguments
+from .base_trainer import BaseTrainer
+from .checkpoints import from_rank_0, last_whole_checkpoint
 from .collator import normalized_pixels
 from .data.mixture import MixtureDataset
 from .data.refusals import Refusals
@@ -22,7 +23,6 @@ from .data.streaming import StreamDataset, StreamLoader, load_state, write_state
 from .losses import alignment_loss, character_loss
 from .optim import PARTS, MuonWithAdamW, parameter_groups, part_of
 from .packing import first_tokens, repacked
-from .schedule import TimeLimit
 
 
 def freeze_parts(model: nn.Module, parts: list[str]) -> None:
@@ -56,7 +56,7 @@ def trainable_table(model: nn.Module) -> str:
     return "\n".join(lines)
 
 
-class UnitTrainer(TimeLimit):
+class UnitTrainer(BaseTrainer):
     """Joint training `L_lan + lambda * L_vis` [paper] on micro-batches of groups (see `training/data/mixture.py`).
 
     Args:
@@ -196,7 +196,10 @@ class UnitTrainer(TimeLimit):
     def train(self, resume_from_checkpoint=None, **kwargs):
         if isinstance(self.train_dataset, StreamDataset) and resume_from_checkpoint:
             if resume_from_checkpoint is True:
-                resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+                found = from_rank_0(self.args, lambda: last_whole_checkpoint(self.args.output_dir))
+                if found is None:
+                    raise ValueError(f"There is no whole checkpoint in {self.args.output_dir} to go on from.")
+                resume_from_checkpoint = str(found)
             load_state(self.train_dataset, resume_from_checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -261,22 +264,45 @@ class UnitTrainer(TimeLimit):
 
     def _load_rng_state(self, checkpoint):
         super()._load_rng_state(checkpoint)
-        state = Path(checkpoint or "") / "sampler_state.safetensors"
-        if state.is_file():
-            from safetensors.torch import load_file
+        # another number of ranks before: rank 0's; the last, of all ranks, is of an older format
+        names = [f"sampler_state_{rank}.safetensors" for rank in (self.args.process_index, 0)]
+        for name in (*names, "sampler_state.safetensors"):
+            state = Path(checkpoint or "") / name
+            if state.is_file():
+                from safetensors.torch import load_file
 
-            self._sampler.set_state(load_file(state)["sampler"])
+                self._sampler.set_state(load_file(state)["sampler"])
+                break
 
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
         from safetensors.torch import save_file
 
-        save_file({"sampler": self._sampler.get_state()}, str(Path(output_dir) / "sampler_state.safetensors"))
+        name = f"sampler_state_{self.args.process_index}.safetensors"
+        save_file({"sampler": self._sampler.get_state()}, str(Path(output_dir) / name))
         if self.stream_loader is not None:
             self.stream_loader.save(output_dir)
         elif isinstance(self.train_dataset, MixtureDataset) and self.is_world_process_zero():
             batches = self.args.gradient_accumulation_steps * max(1, self.args.world_size)
             write_state(output_dir, 0, {"ranks": self.train_dataset.ranks, "batches_per_step": batches})
+
+    def rank_files(self, rank: int) -> list[str]:
+        files = [*super().rank_files(rank), f"sampler_state_{rank}.safetensors"]
+        return files if self.stream_loader is None else [*files, f"data-state-{rank}.json"]
+
+    def log_state(self) -> dict[str, Any]:
+        terms = {key: [float(value), self._counts[key]] for key, value in self._sums.items()}
+        return super().log_state() | {"terms": terms}
+
+    def load_log_state(self, state: dict[str, Any]) -> None:
+        super().load_log_state(state)
+        for key, (value, count) in state["terms"].items():
+            self._sums[key] = torch.tensor(value, device=self.args.device)
+            self._counts[key] = count
+
+    def forget_terms(self) -> None:
+        self._sums.clear()
+        self._counts.clear()
 
 
 class IntraScaleTrainer(UnitTrainer):

@@ -18,6 +18,11 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("recipe", metavar="RECIPE.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the recipe's")
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on from a checkpoint although the recipe has changed in a way that changes the curve",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise CommandError(missing_extra(error)) from error
     try:
-        folder = recipe.main(args.recipe, list(args.overrides))
+        folder = recipe.main(args.recipe, list(args.overrides), args.accept_changes)
     except (ValueError, FileNotFoundError) as error:
         raise CommandError(first_line(error)) from error
     print(f"the model is in {folder}")

@@ -139,6 +139,13 @@ class RowSource:
         row = self.rows[int(self.index[position])]
         return row if self.mapped is None else self.mapped.row(row)
 
+    def origin(self, position: int) -> str:
+        """Where a row comes from: what it says itself, and its place here."""
+        place, said = int(self.index[position]), ""
+        if "source" in self.rows.column_names:
+            said = self.rows.select_columns(["source"])[place]["source"]
+        return f"{self.name}, row {place}" + (f": {said}" if said else "")
+
 
 def find_shards(path: str) -> tuple[Path, list[str]]:
     """The folder and the parquet shards of a data set, given as a folder or by its name in the cache.
@@ -484,6 +491,13 @@ class MixtureDataset(Dataset):
 
     def __len__(self) -> int:
         return self.length
+
+    def origins(self, step: int) -> dict[str, list[str]]:
+        """Where the rows of item `step` come from, group by group."""
+        return {
+            group.arguments.name: [group.sources[source].origin(place) for source, place in group.batch(step)[1]]
+            for group in self.groups
+        }
 
     def __getitem__(self, step: int) -> dict[str, dict[str, Any]]:
         if not 0 <= step < self.length:

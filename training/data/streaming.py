@@ -684,6 +684,7 @@ class StreamDataset(IterableDataset):
             group.refusals = self.refusals
         self.start = 0  # first item, of all ranks together
         self.states: dict[int, dict[str, Any]] = {}
+        self._origins: dict[str, list[str]] = {}  # of the item made last
 
     def __len__(self) -> int:
         return self.length // self.world
@@ -715,6 +716,7 @@ class StreamDataset(IterableDataset):
                 "stream": stream,
                 "state": [filler.state() for filler in fillers[stream]],
                 "refusals": (worker, self.refusals.as_dict()),
+                "origins": self._origins,
             }
 
     def _fillers(self, stream: int) -> list[StreamFiller]:
@@ -729,7 +731,7 @@ class StreamDataset(IterableDataset):
 
     def _item(self, item: int, fillers: list[StreamFiller]) -> dict[str, Any]:
         level = self.level(item)
-        batch = {}
+        batch, self._origins = {}, {}
         for filler in fillers:
             group = filler.group
             sequence = group.levels[level]
@@ -751,6 +753,7 @@ class StreamDataset(IterableDataset):
                 continue
             if number >= 0:
                 self.refusals.accept(group.sources[number].name)
+        self._origins[group.arguments.name] = [str(row.get("source", "")) for row in good]
         rng = np.random.default_rng([self.seed, 2, item])
         spares = good or [decoded(row) for row in sequence.spares[sequence.shapes.index(shape)] or sequence.spares[0]]
         good = good + [spares[int(rng.integers(len(spares)))] for _ in range(failed)]
@@ -773,6 +776,8 @@ class StreamLoader:
         self.taken = dataset.start // dataset.world  # micro-batches of this rank
         self.states = dict(dataset.states)
         self.refusals: dict[int, dict[str, Any]] = {}
+        # the rows' sources of the last micro-batches taken, by group: a step has no more of them
+        self.origins: deque[dict[str, list[str]]] = deque(maxlen=max(1, dataset.batches_per_step))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -785,6 +790,7 @@ class StreamLoader:
             self.states[each["stream"]] = each["state"]
             worker, counts = each["refusals"]
             self.refusals[worker] = counts
+            self.origins.append(each["origins"])
             yield each["batch"]
 
     def counts(self) -> dict[str, int]:
