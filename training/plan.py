@@ -2,35 +2,52 @@
 
 The model, term by term:
 
-| term | how | kind |
-|---|---|---|
-| parameters | the recipe's model is built without numbers (torch's meta device) and its weights are counted | exact |
-| tokens of a micro-batch | the plan of the recipe's own data where it is on disk (the first 64 micro-batches); else the recipe's rows and patches, documents filling their scale's area, text as long as the options say | exact, or assumed |
-| FLOPs of a step | one training step of the recipe's trainer on shapes alone (`plan_step.py`): matrix products and attention, forward and backward, teacher, what checkpointing does again; attention counted in full, also where it is causal | exact |
-| weights | 4 bytes each, trained or frozen, teacher too: they are float32, autocast makes copies | exact |
-| optimiser | AdamW 8 bytes a trained weight, Muon 4 for its matrices; on a GPU AdamW takes 4 more while it steps (torch: "foreach uses ~ sizeof(params) more peak memory") | exact |
-| gradients, activations | of the same step, the most that is alive at once: what is saved for the backward pass, logits and their gradients, copies of weights in bfloat16, gradients as they come | exact for torch's operators; workspace within kernels is not seen |
-| DDP | every device holds all; gradients once more in buckets, 4 bytes a trained weight | [spec] torch's DistributedDataParallel |
-| FSDP | weights, gradients and optimiser in equal parts; whole at once: the weights outside of the blocks and two blocks; the teacher stays whole | [ours], not measured |
-| room of a device | 93% of what its name says, in GiB, less 1 GiB for the runtime | [ours] |
-| time of an operator | the longer of FLOPs / (rate x efficiency) and bytes read and written / (bandwidth x efficiency) | model |
-| rate, bandwidth, memory | `DEVICES`, dense, float32 accumulation, as their makers state | [spec] |
-| efficiency on a GPU | 0.6 of the rate, 0.8 of the bandwidth; at least 10 microseconds an operator, which Python needs | [ours], not measured |
-| on `cpu` | rates of the step's own largest products and attention and the bandwidth are measured first; 4 microseconds an operator | [measured] there, [ours] |
-| optimiser's time | 40 bytes moved for a weight of AdamW; Muon's five iterations of three products besides | [ours] |
-| exchange between devices | gradients once a step (DDP), or weights twice and gradients once a micro-batch (FSDP), over the link's rate one way, hidden behind the backward pass, which is two thirds of a micro-batch | [ours] |
-| waiting for data, evaluation, saving | none | assumed |
-| days of the paper's stages | its rows [paper] x epochs over the rows of a step; epochs 3 and batch 512 are Vary-tiny's, the nearest recipe that states them | assumed |
+- parameters (exact): the recipe's model is built without numbers (torch's meta device) and its weights are counted.
+- tokens of a micro-batch (exact, or assumed): the plan of the recipe's own data where it is on disk (the first 64
+  micro-batches); else the recipe's rows and patches, documents filling their scale's area, text as long as the
+  options say.
+- FLOPs of a step (exact): one training step of the recipe's trainer on shapes alone (`plan_step.py`): matrix products
+  and attention, forward and backward, teacher, what checkpointing does again; attention counted in full, also where
+  it is causal.
+- weights (exact): 4 bytes each, trained or frozen, teacher too: they are float32, autocast makes copies.
+- optimiser (exact): AdamW 8 bytes a trained weight, Muon 4 for its matrices; on a GPU AdamW takes 4 more while it
+  steps (torch: "foreach uses ~ sizeof(params) more peak memory").
+- gradients, activations (exact for torch's operators; workspace within kernels is not seen): of the same step, the
+  most that is alive at once: what is saved for the backward pass, logits and their gradients, copies of weights in
+  bfloat16, gradients as they come.
+- DDP ([spec] torch's DistributedDataParallel): every device holds all; gradients once more in buckets, 4 bytes a
+  trained weight.
+- FSDP ([ours], not measured): weights, gradients and optimiser in equal parts; whole at once: the weights outside of
+  the blocks and two blocks; the teacher stays whole.
+- room of a device ([ours]): 93% of what its name says, in GiB, less 1 GiB for the runtime.
+- time of an operator (model): the longer of FLOPs / (rate x efficiency) and bytes read and written / (bandwidth x
+  efficiency).
+- rate, bandwidth, memory ([spec]): `DEVICES`, dense, float32 accumulation, as their makers state.
+- efficiency on a GPU ([ours], not measured): 0.6 of the rate, 0.8 of the bandwidth; at least 10 microseconds an
+  operator, which Python needs.
+- on `cpu` ([measured] there, [ours]): rates of the step's own largest products and attention and the bandwidth are
+  measured first; 4 microseconds an operator.
+- optimiser's time ([ours]): 40 bytes moved for a weight of AdamW; Muon's five iterations of three products besides.
+- exchange between devices ([ours]): gradients once a step (DDP), or weights twice and gradients once a micro-batch
+  (FSDP), over the link's rate one way, hidden behind the backward pass, which is two thirds of a micro-batch.
+- waiting for data, evaluation, saving (assumed): none.
+- days of the paper's stages (assumed): its rows [paper] x epochs over the rows of a step; epochs 3 and batch 512 are
+  Vary-tiny's, the nearest recipe that states them.
 
-Checked against real runs on a CPU by `python -m benchmarks.plan`. GPU figures follow from the specifications and have not
-been checked against a run.
+Checked against real runs on a CPU by `python -m benchmarks.plan`. GPU figures follow from the specifications and have
+not been checked against a run.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+import os
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -54,6 +71,7 @@ from .data.sources import data_folder
 from .lora import add_lora
 from .optim import is_matrix, part_of
 from .plan_step import GroupShape, Step, rehearse, scratch_arguments
+from .publish import take_hub_settings
 from .recipe import Recipe, new_image_processor, pretrained_tokenizer, read_recipe, stage_data
 from .tokenizer import TASK_TOKENS, byte_tokenizer
 from .trainer import freeze_parts
@@ -90,7 +108,7 @@ class Device:
 DEVICES = {
     device.name: device
     for device in (
-        # NVIDIA H100 (SXM), H200, A100 (SXM), L40S data sheets: dense, which is half of what stands there "with sparsity"
+        # NVIDIA H100 (SXM), H200, A100 (SXM), L40S data sheets: dense, half of the figures "with sparsity"
         Device("H100-80GB", 989e12, 67e12, 3.35e12, 80, 450e9),
         Device("H200-141GB", 989e12, 67e12, 4.8e12, 141, 450e9),
         Device("A100-40GB", 312e12, 19.5e12, 1.555e12, 40, 300e9),
@@ -491,8 +509,6 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        import dataclasses
-
         return dataclasses.asdict(self) | {"needed": self.needed, "fits": self.fits, "days": self.days}
 
 
@@ -558,9 +574,11 @@ def device_memory(
         memory["buckets"] = still["gradients"]
     backward = activations + casts + gradients
     if stepping > backward:
-        return memory | {"gradients": still["gradients"] // (devices if strategy == "fsdp" else 1)} | {
-            "optimiser's step": stepping - still["gradients"] // (devices if strategy == "fsdp" else 1)
-        }
+        return (
+            memory
+            | {"gradients": still["gradients"] // (devices if strategy == "fsdp" else 1)}
+            | {"optimiser's step": stepping - still["gradients"] // (devices if strategy == "fsdp" else 1)}
+        )
     memory |= {"gradients": gradients, "weights in bfloat16": casts}
     return memory | {"activations": activations - step.logits, "logits": step.logits}
 
@@ -618,7 +636,7 @@ def make_plan(
         raise ValueError(f"unit plan knows the stages {' and '.join(PAPER_ROWS)}, not {recipe.stage}.")
     if recipe.threads and device is None:
         torch.set_num_threads(recipe.threads)
-    arguments = scratch_arguments(recipe.training)
+    arguments = scratch_arguments(take_hub_settings(recipe.training)[0])
     described = describe(recipe, path)
     batches, batch_from = own_batches(recipe, described, arguments), "the recipe's data"
     if batches is None:
@@ -630,9 +648,7 @@ def make_plan(
 
     def rehearsed(batch: list[GroupShape]):
         model, teacher = empty_models(described, recipe, arguments)
-        step = rehearse(
-            model, teacher, arguments, described.images, batch, like_gpu=gpu, gradients_kept=kept
-        )
+        step = rehearse(model, teacher, arguments, described.images, batch, like_gpu=gpu, gradients_kept=kept)
         return step, model, teacher
 
     worst, model, teacher = rehearsed(batches[-1])
@@ -664,9 +680,7 @@ def make_plan(
         batch_from=batch_from,
         rows_per_step=rows,
         flops_per_step=flops,
-        memory=device_memory(
-            model, teacher, arguments, worst, devices=devices, strategy=strategy, gpu=gpu
-        ),
+        memory=device_memory(model, teacher, arguments, worst, devices=devices, strategy=strategy, gpu=gpu),
         room=device.room if device else _machine_memory(),
         step_seconds=seconds,
         utilisation=flops / seconds / peak,
@@ -682,8 +696,6 @@ def make_plan(
 
 
 def _machine_memory() -> int:
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -718,6 +730,48 @@ def plan_text(plan: Plan) -> str:
 def refusal(needed: int, room: int) -> str:
     """One line: the batch does not fit, and what to do."""
     return (
-        f"The batch does not fit: the plan is {needed / GIB:.1f} GiB, there are {room / GIB:.1f} GiB. Smaller `rows` or "
-        "`patches` with more training.gradient_accumulation_steps, or training.gradient_checkpointing=true."
+        f"The batch does not fit: the plan is {needed / GIB:.1f} GiB, there are {room / GIB:.1f} GiB. Smaller `rows` "
+        "or `patches` with more training.gradient_accumulation_steps, or training.gradient_checkpointing=true."
     )
+
+
+# -- before step 1 ------------------------------------------------------------------------------------------------
+
+
+def check_fits(path: str | Path, overrides: list[str] | None, world: int) -> None:
+    """Compare a recipe's plan with what a GPU has free, before anything is loaded.
+
+    Up to 15% above, which is the plan's own tolerance, a line warns. Where no plan can be made, nothing is said: the
+    run itself will tell what lacks.
+
+    Raises:
+        ValueError: the batch does not fit by more than that.
+    """
+    plan = planned_apart(path, overrides, world)
+    if plan is None:
+        return
+    free = torch.cuda.mem_get_info()[0]
+    if plan["needed"] > 1.15 * free:
+        raise ValueError(refusal(plan["needed"], free))
+    if plan["needed"] > free:
+        print(
+            f"It will be close: the plan is {plan['needed'] / GIB:.1f} GiB, {free / GIB:.1f} GiB are free.", flush=True
+        )
+
+
+def planned_apart(path: str | Path, overrides: list[str] | None, world: int) -> dict[str, Any] | None:
+    """A recipe's plan by a process of its own, on the CPU: a rehearsal sets up accelerate, of which there is one."""
+    command = [sys.executable, "-m", "unit_cli", "plan", str(path), *(overrides or [])]
+    command += ["--hardware", f"{world}xH100-80GB", "--json"]
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ranks and not key.startswith("ACCELERATE_")
+    }
+    root = str(Path(__file__).resolve().parents[1])
+    environment |= {
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+    }
+    made = subprocess.run(command, env=environment, capture_output=True, text=True)
+    begin = made.stdout.find("{")
+    return json.loads(made.stdout[begin:]) if made.returncode in (0, 1) and begin >= 0 else None

@@ -1,8 +1,8 @@
 """One training step carried out without numbers: what it allocates, multiplies and moves.
 
-The recipe's own trainer runs its own `training_step` (forward, losses, backward, gradient checkpointing) on tensors that
-have a shape and no content (torch's fake tensors), and every operator is noted. So the count follows the code, for any
-encoder and decoder, in seconds and without memory. What no shape can tell is answered as it is in training: masks are
+The recipe's own trainer runs its own `training_step` (forward, losses, backward, gradient checkpointing) on tensors
+that have a shape and no content (torch's fake tensors), and every operator is noted. So the count follows the code, for
+any encoder and decoder, in seconds and without memory. What no shape can tell is answered as it is in training: masks are
 full, labels are there.
 
 Exact: operators, their shapes and types, FLOPs of matrix products and attention, lifetime of every tensor.
@@ -33,7 +33,16 @@ from .trainer import UnitTrainer
 aten = torch.ops.aten
 CPU = torch.device("cpu")
 # Operators that only look at a tensor in another way, or make room that the next one fills
-FREE = {"_unsafe_view", "detach", "lift_fresh", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+FREE = {
+    "_unsafe_view",
+    "detach",
+    "lift_fresh",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+}
 FREE |= {"device", "set_", "resize_"}
 
 
@@ -99,7 +108,9 @@ class Ledger(TorchDispatchMode):
         self.weights = {_storage(each) for each in known}
         self.vocabulary = vocabulary
         self.operators: dict[tuple, list[int]] = {}
-        self.events: list[tuple[int, int]] = []  # number of the storage, bytes: positive when made, negative when freed
+        self.events: list[
+            tuple[int, int]
+        ] = []  # number of the storage, bytes: positive when made, negative when freed
         self.alive: dict[int, int] = {}  # address -> number
         self.sizes: list[int] = []
         self.casts: set[int] = set()
@@ -126,7 +137,7 @@ class Ledger(TorchDispatchMode):
         for each in made_here:
             self._watch(each, operator, args)
         if not operator.is_view and packet.__name__ not in FREE:
-            read = [each for each in _tensors((args, tuple(kwargs.values())))]
+            read = list(_tensors((args, tuple(kwargs.values()))))
             count = flop_registry.get(packet)
             flops = count(*args, **kwargs, out_val=made) if count else _attention_flops(packet, args)
             moved = sum(each.numel() * each.element_size() for each in read + made_here)
@@ -211,9 +222,9 @@ class AutocastOfGpus(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in (nn.functional.layer_norm, nn.functional.softmax, nn.functional.log_softmax):
-            if args and args[0].is_floating_point():
-                args = (args[0].float(), *args[1:])
+        widened = (nn.functional.layer_norm, nn.functional.softmax, nn.functional.log_softmax)
+        if function in widened and args and args[0].is_floating_point():
+            args = (args[0].float(), *args[1:])
         return function(*args, **kwargs)
 
 
@@ -333,7 +344,9 @@ def _inputs(model: UnitForPreTraining, group: GroupShape, arguments: UnitTrainin
 
 def scratch_arguments(settings: dict[str, Any]) -> UnitTrainingArguments:
     """The arguments of a recipe for a rehearsal: on the CPU, nothing written to the recipe's folder."""
-    settings = {key: value for key, value in settings.items() if key not in ("output_dir", "fsdp", "fsdp_config", "tf32")}
+    settings = {
+        key: value for key, value in settings.items() if key not in ("output_dir", "fsdp", "fsdp_config", "tf32")
+    }
     settings |= {"use_cpu": True, "report_to": "none", "per_device_train_batch_size": 1, "torch_compile": False}
     settings |= {"remove_unused_columns": False, "deepspeed": None, "output_dir": tempfile.gettempdir()}
     return UnitTrainingArguments(**settings)

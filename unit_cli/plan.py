@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import warnings
 
 from .common import CommandError, first_line, positive, quiet
 from .train import missing_extra
@@ -14,8 +16,8 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "plan",
         help="parameters, memory, step time and days of a recipe on given hardware",
-        description="What a recipe will take, from a documented model (training/plan.py). Exit status 1: the batch does "
-        "not fit.",
+        description="What a recipe will take, from a documented model (training/plan.py). Exit status 1: it does not "
+        "fit.",
         epilog="example: unit plan training/recipes/vit-h/1-intra-scale.yaml --hardware 8xH100-80GB",
     )
     parser.add_argument("recipe", metavar="RECIPE.yaml")
@@ -30,6 +32,8 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan; 1 when the batch does not fit."""
     quiet(args.recipe)
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore", FutureWarning)  # of settings that transformers renames
     try:
         from training.plan import Assumed, make_plan, plan_text
     except ImportError as error:
