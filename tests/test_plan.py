@@ -294,7 +294,8 @@ def test_the_command_prints_json_and_says_when_it_does_not_fit(tiny_recipe, caps
     assert sum(out["memory"].values()) == out["needed"]
     small = plans.Device("H100-80GB", 1e12, 1e12, 1e12, 1.08, 1e9)  # 4.6 MB of room
     monkeypatch.setitem(plans.DEVICES, "H100-80GB", small)
-    assert cli(["plan", str(tiny_recipe), "--hardware", "H100", "groups=[{kind: document, scale: 4, rows: 400}]"]) == 1
+    many = "groups=[{kind: document, scale: 4, rows: 400}]"
+    assert cli(["plan", str(tiny_recipe), many, "--hardware", "H100"]) == 1
     assert "The batch does not fit" in capsys.readouterr().out
 
 

@@ -1,9 +1,9 @@
 """One training step carried out without numbers: what it allocates, multiplies and moves.
 
 The recipe's own trainer runs its own `training_step` (forward, losses, backward, gradient checkpointing) on tensors
-that have a shape and no content (torch's fake tensors), and every operator is noted. So the count follows the code, for
-any encoder and decoder, in seconds and without memory. What no shape can tell is answered as it is in training: masks are
-full, labels are there.
+that have a shape and no content (torch's fake tensors), and every operator is noted. So the count follows the code,
+for any encoder and decoder, in seconds and without memory. What no shape can tell is answered as it is in training: masks
+are full, labels are there.
 
 Exact: operators, their shapes and types, FLOPs of matrix products and attention, lifetime of every tensor.
 Not seen: workspace inside of kernels, what an allocator keeps back, the framework itself.
@@ -11,6 +11,8 @@ Not seen: workspace inside of kernels, what an allocator keeps back, the framewo
 
 from __future__ import annotations
 
+import functools
+import sys
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -272,6 +274,7 @@ def rehearse(
         gradients_kept: gradients are there already, of a micro-batch before (accumulation).
     """
     mode = FakeTensorMode()
+    _forget(model, teacher)
     emptied(model, mode)
     if teacher is not None:
         emptied(teacher, mode)
@@ -317,7 +320,21 @@ def rehearse(
             kept = sum(each.numel() * each.element_size() for each in trained)
             step.peak, step.gradients = step.peak + kept, step.gradients + kept
         model.forward = forward
+    _forget(model, teacher)
     return step
+
+
+def _forget(*models: nn.Module | None) -> None:
+    """Empty the caches of functions beside the models' classes: tensors of one rehearsal (DINOv3's coordinates) must
+    not come up in another, or in a real run."""
+    names = {type(module).__module__ for model in models if model is not None for module in model.modules()}
+    for name in names:
+        for value in list(vars(sys.modules[name]).values()):
+            # transformers hides some of them in a wrapper
+            inside = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+            for each in (value, *inside):
+                if isinstance(each, functools._lru_cache_wrapper):
+                    each.cache_clear()
 
 
 def _core(model: nn.Module) -> UnitForPreTraining:
