@@ -2,8 +2,8 @@
 
 The recipe's own trainer runs its own `training_step` (forward, losses, backward, gradient checkpointing) on tensors
 that have a shape and no content (torch's fake tensors), and every operator is noted. So the count follows the code,
-for any encoder and decoder, in seconds and without memory. What no shape can tell is answered as it is in training: masks
-are full, labels are there.
+for any encoder and decoder, in seconds and without memory. What no shape can tell is answered as it is in training:
+masks are full, labels are there.
 
 Exact: operators, their shapes and types, FLOPs of matrix products and attention, lifetime of every tensor.
 Not seen: workspace inside of kernels, what an allocator keeps back, the framework itself.

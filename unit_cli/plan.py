@@ -21,7 +21,9 @@ def add_parser(subparsers) -> None:
         epilog="example: unit plan training/recipes/vit-h/1-intra-scale.yaml --hardware 8xH100-80GB",
     )
     parser.add_argument("recipe", metavar="RECIPE.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the recipe's, right behind it")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings in place of the recipe's, right behind it"
+    )
     parser.add_argument("--hardware", default="8xH100-80GB", metavar="NxDEVICE", help="8xH100-80GB, RTX4090, cpu ...")
     parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp", help="over several devices")
     parser.add_argument("--document-tokens", type=positive, default=1024, help="of a page, where the data is not here")
