@@ -340,6 +340,12 @@ def main(path: str | Path, overrides: list[str] | None = None, accept_changes: b
                 "would have. Keep the product of processes and gradient_accumulation_steps to go on exactly."
             )
         recipe.data = layout | {key: value for key, value in recipe.data.items() if value}
+    sharded = arguments.fsdp or arguments.deepspeed or os.environ.get("ACCELERATE_USE_FSDP")
+    planned = recipe.stage in ("intra_scale", "inter_scale") and arguments.process_index == 0 and not checkpoint
+    if arguments.device.type == "cuda" and planned and not sharded:
+        from .plan import check_fits  # it reads recipes itself
+
+        check_fits(path, overrides, max(1, arguments.world_size))
     run = {"teacher": _teacher_run, "llava": _llava_run}.get(recipe.stage, _stage_run)
     trainer, finish = run(recipe, arguments)
     say(trainable_table(trainer.model))

@@ -1,7 +1,8 @@
 """`unit COMMAND`, or `python -m unit_cli COMMAND`, with one of `COMMANDS`; each is a file beside this one.
 
 Exit status: 0, or 2 if an argument or any input was refused, each with one line on stderr (the other inputs are still
-done). Sub-commands import torch and transformers when they run, so that help answers at once.
+done); 1 if `unit plan` finds that a batch does not fit. Sub-commands import torch and transformers when they run, so
+that help answers at once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from importlib import import_module
 from .common import CommandError
 
 COMMANDS = ("read", "describe", "features", "demo", "convert", "export", "llava")
-COMMANDS += ("train", "merge", "data", "evaluate", "push", "push-space")
+COMMANDS += ("plan", "train", "merge", "data", "evaluate", "push", "push-space")
 
 
 def parser() -> argparse.ArgumentParser:
