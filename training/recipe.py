@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import logging
+import os
 import re
 import time
 from dataclasses import dataclass, field
