@@ -20,7 +20,7 @@ os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
 os.environ["TMPDIR"] = tempfile.tempdir = os.path.join(_HOME, "tmp")
 os.mkdir(tempfile.tempdir)
 os.environ.update(
-    HF_HOME=_HOME,  # remote code and cached models of an earlier run must not decide a test
+    HF_HOME=os.path.join(_HOME, "hub"),  # remote code and cached models of an earlier run must not decide a test
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",

@@ -143,7 +143,7 @@ def folder(tmp_path):
     import torch
     from safetensors.torch import save_file
 
-    from training.data.pictures import write_shards
+    from training.data.pictures import write_pictures
 
     rows = []
     for kind, colour in COLOURS.items():
@@ -158,7 +158,7 @@ def folder(tmp_path):
                     "family": style, "keywords": [], "author": "",
                 }
             )  # fmt: skip
-    write_shards(rows, tmp_path)
+    write_pictures(rows, tmp_path)
     (tmp_path / "concept_names.json").write_text(json.dumps(sorted(COLOURS)))  # blue, green, red
     save_file(
         {"embeddings": torch.eye(3).flip(1)}, tmp_path / "concept_sentence.safetensors"

@@ -884,7 +884,7 @@ def build(
     report = {"seed": seed, "dropped": {why: count for why, count in sorted(dropped.items()) if count}}
     for split, content in rows.items():
         folder = Path(out) / f"pictures-{split}"
-        _write(content, folder)
+        write_pictures(content, folder)
         report[split] = {
             "rows": len(content),
             "styles": dict(sorted(Counter(row["style"] for row in content).items())),
@@ -943,7 +943,7 @@ def _row(picture: Picture, content: bytes, split: str, concept: str) -> dict:
     }
 
 
-def _write(rows: list[dict], folder: Path) -> None:
+def write_pictures(rows: list[dict], folder: Path) -> None:
     """Replace the shards in ``folder``, and what was computed for the rows of those."""
     from datasets import List, Value
 
