@@ -10,7 +10,9 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -155,3 +157,29 @@ def interleave(
 def ratio(times: Mapping[str, Sequence[float]], one: str, other: str) -> float:
     """Median time of ``one`` over that of ``other``: below 1 means that ``one`` is faster."""
     return statistics.median(times[one]) / statistics.median(times[other])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Documents
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def shuffled_documents(packages: Sequence[str], rng) -> Iterator[tuple[Path, Any]]:
+    """Path and opened `pypdfium2.PdfDocument` of every PDF of Debian packages that opens, in the order that ``rng``
+    (a `random.Random`) gives them.
+
+    Raises:
+        ValueError: a package cannot be had.
+    """
+    import pypdfium2 as pdfium
+
+    from training.data.sources import fetch_deb
+
+    paths = sorted(path for name in packages for path in fetch_deb(name).rglob("*.pdf"))
+    rng.shuffle(paths)
+    for path in paths:
+        try:
+            document = pdfium.PdfDocument(path)
+        except pdfium.PdfiumError:
+            continue
+        yield path, document

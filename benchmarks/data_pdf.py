@@ -17,10 +17,10 @@ import numpy as np
 import pypdfium2 as pdfium
 from tqdm import tqdm
 
+from benchmarks.common import shuffled_documents
 from training.data import pdf_pages
 from training.data.pdf_build import X_HEIGHTS, PageSettings, PageTask, read_task
 from training.data.pdf_sources import Document
-from training.data.sources import fetch_deb
 from training.evaluation.report import machine, markdown_table
 
 PACKAGES = ("texlive-science-doc",)
@@ -33,13 +33,7 @@ def sample_tasks(packages: list[str], count: int, seed: int = 0, pages: int = 8)
         ValueError: a package cannot be had.
     """
     rng, found = random.Random(seed), []
-    paths = sorted(path for name in packages for path in fetch_deb(name).rglob("*.pdf"))
-    rng.shuffle(paths)
-    for path in paths:
-        try:
-            document = pdfium.PdfDocument(path)
-        except pdfium.PdfiumError:
-            continue
+    for path, document in shuffled_documents(packages, rng):
         start = rng.randrange(max(len(document) - pages, 0) + 1)
         chosen = tuple(range(start, min(start + pages, len(document))))
         found.append(PageTask(Document("benchmark", path.name, path, len(document)), chosen))

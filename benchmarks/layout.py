@@ -19,9 +19,9 @@ import numpy as np
 import pypdfium2 as pdfium
 from tqdm import tqdm
 
+from benchmarks.common import shuffled_documents
 from modeling_unit.layout_unit import PageLayout, analyse_page
 from training.data.pdf import Line, find_lines, read_glyphs
-from training.data.sources import fetch_deb
 from training.evaluation.report import machine, markdown_table
 
 PACKAGES = ("texlive-humanities-doc", "texlive-metapost-doc")
@@ -35,13 +35,7 @@ def sample_pages(packages: list[str], count: int, seed: int = 0) -> list[tuple[p
         ValueError: a package cannot be had.
     """
     rng, found = random.Random(seed), []
-    paths = sorted(path for name in packages for path in fetch_deb(name).rglob("*.pdf"))
-    rng.shuffle(paths)
-    for path in paths:
-        try:
-            document = pdfium.PdfDocument(path)
-        except pdfium.PdfiumError:
-            continue
+    for _, document in shuffled_documents(packages, rng):
         taken = 0
         for index in rng.sample(range(len(document)), min(4, len(document))):
             try:

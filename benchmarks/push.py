@@ -64,6 +64,8 @@ def sample():
 threading.Thread(target=sample, daemon=True).start()
 def mark(line):
     global current, started
+    if line.split()[0][-3:] not in ("ing", "end"):
+        return  # a remark, not a step
     status = Path("/proc/self/status").read_text()
     peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status)[1])
     steps[current] = {"peak": peak, "anonymous": anonymous["own"], "seconds": time.perf_counter() - started}

@@ -137,6 +137,34 @@ def _check_weights(model: Any, report: dict[str, Any]) -> None:
         raise ValueError(f"the weights lack {len(lacking)} keys: {', '.join(lacking[:3])}{more}")
 
 
+def add_upload_options(
+    parser: argparse.ArgumentParser, what: str = "repository", revision: str = "", card: str = "a card on the Hub"
+) -> None:
+    """The options of whatever uploads; see [`upload_options`].
+
+    Args:
+        what: is made private. revision: what is to be known of ``--revision`` besides. card: what may have been
+            edited.
+    """
+    parser.add_argument("--private", action="store_true", help=f"make the {what} private")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    told = f"branch to commit to, made when it does not exist{revision and '; '}{revision}"
+    parser.add_argument("--revision", metavar="BRANCH", help=told)
+    parser.add_argument("--overwrite-card", action="store_true", help=f"replace {card} that was edited by hand")
+    parser.add_argument("--dry-run", action="store_true", help="do all but upload; no network, the folder is left")
+
+
+def upload_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What [`add_upload_options`] took, as the arguments of the `training.publish*` functions.
+
+    Raises:
+        CommandError: they do not go together.
+    """
+    if args.create_pr and args.revision is not None:
+        raise CommandError("--create-pr opens its request on the default branch: leave out --revision")
+    return {name: getattr(args, name) for name in ("private", "create_pr", "revision", "overwrite_card", "dry_run")}
+
+
 def report_push(done: Any) -> None:
     """Print what a push (a `training.publish.Published`) did."""
     if done.folder is not None:

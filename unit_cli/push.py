@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from .common import CommandError, report_push
+from .common import CommandError, add_upload_options, report_push, upload_options
 from .train import missing_extra
 
 
@@ -29,18 +29,12 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--base", metavar="OWNER/BASE", help="with --adapter: the base on the Hub, where the run started from a folder"
     )
-    parser.add_argument("--private", action="store_true", help="make the repository private")
-    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to, made when it does not exist")
-    parser.add_argument("--dry-run", action="store_true", help="do all but upload; no network, the folder is left")
+    add_upload_options(parser)
     parser.add_argument(
         "--evaluation", metavar="FOLDER", help="what unit evaluate wrote (default: RUN_OR_FOLDER/evaluation if there)"
     )
     parser.add_argument(
         "--license", help="of the weights, as the Hub names it (default: apache-2.0; of an adapter, its base's)"
-    )
-    parser.add_argument(
-        "--overwrite-card", action="store_true", help="replace a card on the Hub that was edited by hand"
     )
     parser.add_argument(
         "--replace", action="store_true", help="into a repository that holds another kind: adapter, model, encoder"
@@ -49,8 +43,7 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Publish; whatever stops it is one line, and then nothing was uploaded."""
-    if args.create_pr and args.revision is not None:
-        raise CommandError("--create-pr opens its request on the default branch: leave out --revision")
+    where = upload_options(args)
     if args.base is not None and not args.adapter:
         raise CommandError("--base goes with --adapter")
     if args.adapter and (args.encoder_only or args.evaluation is not None):
@@ -71,11 +64,7 @@ def run(args: argparse.Namespace) -> int:
     transformers.logging.disable_progress_bar()
     try:
         common = {
-            "private": args.private,
-            "create_pr": args.create_pr,
-            "revision": args.revision,
-            "dry_run": args.dry_run,
-            "overwrite_card": args.overwrite_card,
+            **where,
             "replace": args.replace,
             "say": lambda line: print(line, file=sys.stderr, flush=True),
         }

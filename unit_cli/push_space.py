@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from .common import CommandError, report_push
+from .common import CommandError, add_upload_options, report_push, upload_options
 from .train import missing_extra
 
 
@@ -21,23 +21,14 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("repo_id", metavar="OWNER/NAME", help="the Space; made when it does not exist")
     parser.add_argument("--model", metavar="MODEL_ID", required=True, help="full UNIT model on the Hub")
-    parser.add_argument("--private", action="store_true", help="make the Space private")
-    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument(
-        "--revision",
-        metavar="BRANCH",
-        help="branch to commit to, made when it does not exist; a Space runs its default branch alone",
+    add_upload_options(
+        parser, "Space", revision="a Space runs its default branch alone", card="a README.md of the Space"
     )
-    parser.add_argument(
-        "--overwrite-card", action="store_true", help="replace a README.md of the Space that was edited by hand"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="do all but upload; no network, the folder is left")
 
 
 def run(args: argparse.Namespace) -> int:
     """Publish; whatever stops it is one line, and then nothing was uploaded."""
-    if args.create_pr and args.revision is not None:
-        raise CommandError("--create-pr opens its request on the default branch: leave out --revision")
+    where = upload_options(args)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         from training.publish import PublishError
@@ -48,11 +39,7 @@ def run(args: argparse.Namespace) -> int:
         done = publish_space(
             args.repo_id,
             args.model,
-            private=args.private,
-            create_pr=args.create_pr,
-            revision=args.revision,
-            dry_run=args.dry_run,
-            overwrite_card=args.overwrite_card,
+            **where,
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
     except PublishError as error:

@@ -993,7 +993,7 @@ def build_chunks(
     report = Report()
     rows = _run(tasks, _chunk_rows, workers, report, unwanted, progress)
     if max_rows is not None:
-        rows = _first(rows, max_rows)
+        rows = first_rows(rows, max_rows)
     report.rows = write_shards(_mixed(rows, seed, 5000), out)
     report.seconds = time.perf_counter() - begin
     report.save(out, packages=packages, seed=seed, max_pages=max_pages, pages_per_pdf=pages_per_pdf, split=split)
@@ -1023,14 +1023,15 @@ def build_blocks(
     report = Report()
     rows = _run(tasks, _block_rows, workers, report, None, progress)
     if max_rows is not None:
-        rows = _first(rows, max_rows)
+        rows = first_rows(rows, max_rows)
     report.rows = write_shards(rows, out)
     report.seconds = time.perf_counter() - begin
     report.save(out, packages=packages, seed=seed, max_pages=max_pages, pages_per_pdf=pages_per_pdf, split=split)
     return report
 
 
-def _first(rows: Iterator[dict], count: int) -> Iterator[dict]:
+def first_rows(rows: Iterator[dict], count: int) -> Iterator[dict]:
+    """Rows up to ``count``."""
     for index, row in enumerate(rows):
         if index >= count:
             break

@@ -28,6 +28,7 @@ from .pdf import (
     PAGE_X_HEIGHT,
     Cutout,
     chunks_of_page,
+    first_rows,
 )
 from .pdf_pages import PageRefused
 from .pdf_sources import Document, find_documents, open_documents
@@ -166,7 +167,7 @@ def build_from_pdfs(
         tasks = _plan(documents, settings.seed, max_pages, pages_per_pdf)
         rows = _rows(tasks, settings, unwanted, workers, report, broken["pages"], progress)
         if max_rows is not None:
-            rows = _first(rows, max_rows)
+            rows = first_rows(rows, max_rows)
         first = next(rows, None)
         if first is None:
             counts = ", ".join(f"{reason} {count}" for reason, count in report.left_out.most_common(5))
@@ -190,13 +191,6 @@ def build_from_pdfs(
         held_out_texts_left_out=unwanted is not None,
     )
     return report
-
-
-def _first(rows: Iterator[dict], count: int) -> Iterator[dict]:
-    for index, row in enumerate(rows):
-        if index >= count:
-            break
-        yield row
 
 
 def _plan(documents: list[Document], seed: int, max_pages: int | None, pages_per_pdf: int | None) -> list[PageTask]:
