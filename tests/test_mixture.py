@@ -281,6 +281,21 @@ def test_pictures_have_the_seed_of_their_drawing_however_they_are_batched(shards
     assert "row_seeds" not in plan(shards)[0]  # the teacher does not look at documents
 
 
+def test_documents_at_x1_are_those_whose_letters_stay_legible(shards):
+    """x1 is 32 x 32 pixels, 16 patches: rows of 40 x 8 (5 patches) stay, and of 64 x 16 (16); 100 x 8 (13) stays;
+    130 x 24 is shrunk to less than its x-height of 5 pixels."""
+
+    def drawn(least) -> set[int]:
+        arguments = GroupArguments("document", 1, rows=4, sources=[SourceArguments(str(shards / "chunks"))])
+        group = GroupPlan(arguments, GroupCollator(processor(), "document", 1), 3, 4, min_x_height=least)
+        return {position % 4 for _, position in rows_of(group, range(40))}
+
+    assert drawn(0.0) == {0, 1, 2, 3}
+    assert drawn(5.0) == {0, 1, 2}
+    with pytest.raises(ValueError, match="an x-height of 6 pixels at this scale"):
+        drawn(6.0)
+
+
 def test_augmentation_differs_from_step_to_step_but_not_from_run_to_run(shards):
     """The same row drawn again looks different; the same step looks the same."""
     one = plan(shards, kind="natural", names=("pictures",), window=1, rows=20)  # every picture in every batch

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import QWEN3, document_row, picture_row, processor, unit_model, vision_config
 
-from modeling_unit import UnitForPreTraining, UnitVisionModel
+from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput, UnitVisionModel
+from modeling_unit.modeling_unit import UnitImageFeatures
 from training.arguments import LoraArguments, UnitTrainingArguments
 from training.collator import NUM_CHARACTER_CLASSES, GroupCollator
 from training.data.mixture import GroupArguments, GroupPlan, MixtureDataset, SourceArguments
@@ -245,6 +246,88 @@ def test_the_loss_runs_under_data_parallelism(data, tmp_path):
         torch.distributed.destroy_process_group()
 
 
+class Given(torch.nn.Module):
+    """A model whose outputs are given, one group after another."""
+
+    def __init__(self, *outputs):
+        super().__init__()
+        self.outputs = list(outputs)
+        self.calls = []
+
+    def forward(self, **inputs):
+        self.calls.append(inputs)
+        return self.outputs.pop(0)
+
+
+def test_every_term_of_the_loss_by_hand(data, tmp_path):
+    """lambda 2, mu 0.4; documents weigh half; 3 of 5 tokens in C."""
+    ln = math.log
+    weights = {"vision_weight": 2.0, "vision_l1_weight": 0.4, "language_weight": 3.0}
+    settings = arguments(
+        tmp_path, **weights, group_weights={"document_x4": 0.5}, character_weight=10.0, alignment_weight=100.0
+    )
+    model, teacher = model_and_teacher()
+    trainer = UnitTrainer(model=model, args=settings, train_dataset=mixture(data), teacher=teacher)
+    # four pieces; nothing predicts the picture's first label, its second has odds 3 to 1 to 1 to 1
+    logits = torch.tensor([[[ln(3), 0.0, 0.0, 0.0], [0.0] * 4, [7.0, 1.0, 2.0, 3.0]]])
+    picture = UnitForPreTrainingOutput(logits=logits, vision_cosine=torch.tensor(0.25), vision_l1=torch.tensor(0.5))
+    pictures = {"pixel_values": torch.zeros(1, 3, 16, 16), "labels": torch.tensor([[3, 0, -100]])}
+    pictures |= {"teacher_token_mask": torch.tensor([[True, False, True, True, False]])}
+    # page: two labels at even odds; a patch with a character (odds 1 to 1) and an empty slot (odds 1 to 1)
+    head = torch.nn.Linear(2, 4)
+    torch.nn.init.zeros_(head.weight), torch.nn.init.zeros_(head.bias)
+    half = torch.full((1, 1, 3, 3), 0.5)
+    page = UnitForPreTrainingOutput(
+        logits=torch.zeros(1, 3, 4),
+        attentions=(half, half),
+        image_features=UnitImageFeatures(patches=torch.zeros(1, 1, 2)),
+    )
+    pages = {"pixel_values": torch.zeros(1, 3, 8, 8), "labels": torch.tensor([[-100, 1, 2]])}
+    pages |= {"character_classes": torch.tensor([[[1, 0]]]), "token_places": torch.tensor([[-1, 0, -1]])}
+    stub = Given(picture, page)
+    stub.character_head = head
+    loss = trainer.compute_loss(stub, {"natural_x1": pictures, "document_x4": pages})
+    language = 3.0 * -ln(3 / 6) + 3.0 * 0.5 * ln(4)
+    vision = 2.0 * (0.25 + 0.4 * 0.5)
+    assert float(loss) == pytest.approx(language + vision + 10.0 * ln(2) + 100.0 * ln(2))
+    assert "labels" not in stub.calls[0]  # the shift and the mask are the trainer's
+    assert stub.calls[1]["output_attentions"]
+
+
+def test_a_teacher_of_the_same_scale_sees_large_pictures_as_they_are(data, tmp_path):
+    model, teacher = model_and_teacher()
+    settings = arguments(tmp_path, teacher_scale="same", token_sampling_ratio=1.0)
+    trainer = InterScaleTrainer(model=model, args=settings, train_dataset=mixture(data, STAGE_2), teacher=teacher)
+    rows = [picture_row("a dog", seed=seed) for seed in range(2)]
+    batch = GroupCollator(processor(), "natural", 4, teacher_scale="same")(rows, None)
+    assert "teacher_pixel_values" not in batch
+    inputs, _ = trainer.group_inputs("natural_x4", batch)
+    assert inputs["teacher_grid"] == (8, 8)  # 64 x 64 pixels; at x1 it would be 4 x 4
+    with torch.no_grad():
+        torch.testing.assert_close(inputs["teacher_features"], teacher(batch["pixel_values"]).last_hidden_state)
+    assert float(trainer.step_counts([{"natural_x4": batch}])["natural_x4", "vision_loss"]) == 2 * (1 + 64)
+
+
+@pytest.mark.parametrize(("crop", "expected"), [(None, (True, 0.1)), (False, (False, 0.0)), (True, (True, 0.1))])
+def test_crops_of_the_positions_are_one_setting(crop, expected, data, tmp_path):
+    model, _ = model_and_teacher()
+    trainer = UnitTrainer(model=model, args=arguments(tmp_path, position_crop=crop), train_dataset=mixture(data))
+    config = trainer.model.vision_model.config
+    assert (config.cpe_crop, config.cpe_drop_prob) == expected
+    pixels = torch.rand(1, 3, 32, 32)
+    encoder = trainer.model.vision_model
+    with torch.no_grad():
+        trained, evaluated = encoder.train()(pixels).last_hidden_state, encoder.eval()(pixels).last_hidden_state
+    assert torch.equal(trained, evaluated) == (crop is False)
+
+
+def test_crops_are_not_for_encoders_of_others(data, tmp_path):
+    vision = {"model_type": "clip_vision_model", "hidden_size": 32, "num_hidden_layers": 1, "patch_size": 8}
+    model = unit_model(vision=vision | {"num_attention_heads": 2, "intermediate_size": 48, "image_size": 32})
+    with pytest.raises(ValueError, match="position_crop: a clip_vision_model does not crop"):
+        UnitTrainer(model=model, args=arguments(tmp_path, position_crop=True), train_dataset=mixture(data))
+
+
 # -- groups, arguments, columns --------------------------------------------------------------------
 
 
@@ -271,6 +354,44 @@ def test_missing_labels_are_one_clear_error(data, tmp_path):
         trainer.compute_loss(model, batch)
 
 
+def test_a_group_whose_labels_are_all_masked_is_named_with_its_rows(data, tmp_path):
+    model, _ = model_and_teacher()
+    dataset = mixture(data)
+    read = dataset.groups[1].collator  # of the documents
+
+    class Masked(GroupCollator):
+        def __call__(self, *args):
+            batch = GroupCollator.__call__(self, *args)
+            return batch | {"labels": torch.full_like(batch["labels"], -100)}
+
+    read.__class__ = Masked
+    trainer = UnitTrainer(model=model, args=arguments(tmp_path), train_dataset=dataset)
+    with pytest.raises(
+        ValueError, match=r"Step 1: all labels of group 'document_x4' are masked \(rows: .*test/"
+    ) as error:
+        trainer.train()
+    assert "\n" not in str(error.value)
+
+
+def test_a_micro_batch_may_be_masked_as_long_as_the_step_is_not(tmp_path):
+    batches = micro_batches(4)
+    trainer = steady_trainer(tmp_path, batches, vision_weight=0.0, character_weight=0.0, alignment_weight=0.0)
+    alone = float(trainer.compute_loss(trainer.model, {"document_x4": batches[0]["document_x4"]}).detach())
+    masked = {"document_x4": dict(batches[1]["document_x4"])}
+    masked["document_x4"]["labels"] = torch.full_like(masked["document_x4"]["labels"], -100)
+    both = [{"document_x4": batches[0]["document_x4"]}, masked]
+    counts = trainer.step_counts(both)
+    losses = [float(trainer.compute_loss(trainer.model, each, num_items_in_batch=counts).detach()) for each in both]
+    assert losses == [pytest.approx(alone), 0.0]
+
+
+def test_a_teacher_of_another_width_is_refused(data, tmp_path):
+    model, _ = model_and_teacher()
+    teacher = UnitVisionModel(vision_config(hidden_size=16))
+    with pytest.raises(ValueError, match="The teacher's width is 16, the vision decoder gives 32"):
+        UnitTrainer(model=model, args=arguments(tmp_path), train_dataset=mixture(data), teacher=teacher)
+
+
 def test_items_are_whole_micro_batches(data, tmp_path):
     model, _ = model_and_teacher()
     settings = arguments(tmp_path, per_device_train_batch_size=2)
@@ -284,6 +405,7 @@ def test_items_are_whole_micro_batches(data, tmp_path):
     [
         ("token_sampling_ratio", 0.0),
         ("token_sampling_ratio", 1.2),
+        ("teacher_scale", 4),
         ("vision_weight", -1.0),
         ("vision_l1_weight", -0.1),
         ("language_weight", -0.1),

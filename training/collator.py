@@ -106,6 +106,7 @@ class GroupCollator:
         raw: pixels as uint8, documents with one channel, for [`normalized_pixels`] on the device: a twelfth of the
             bytes on their way there, and a worker is done in half the time.
         packed: each image keeps its own grid, and all come in one pack (see `packing.pack_rows` for the keys).
+        teacher_scale: 1 for the small copies for the teacher, `"same"` for none: see `arguments.py`.
     """
 
     processor: UnitProcessor
@@ -114,6 +115,7 @@ class GroupCollator:
     character_slots: int = 0
     raw: bool = False
     packed: bool = False
+    teacher_scale: int | str = 1
 
     @property
     def image_processor(self) -> UnitImageProcessor:
@@ -181,7 +183,7 @@ class GroupCollator:
         for row in rows:
             picture = composite_picture(_open(row), rng, side)
             batch["pixels"].append(np.asarray(processor.resize(picture, "natural", self.scale)))
-            if self.scale != 1:
+            if self.scale != 1 and self.teacher_scale == 1:
                 batch["small"].append(np.asarray(processor.resize(picture, "natural", 1)))
         out = {"pixel_values": self._pixels(batch["pixels"])}
         if batch["small"]:

@@ -1,4 +1,4 @@
-"""Which parts of a model train."""
+"""Which parts of a model train, and how its encoder sees positions meanwhile."""
 
 from __future__ import annotations
 
@@ -38,3 +38,20 @@ def trainable_table(model: nn.Module) -> str:
     total, trained, tensors = (sum(entry[index] for entry in counts.values()) for index in range(3))
     lines.append(f"{'all':<18}{total:>14,}{trained:>14,}{tensors:>9}")
     return "\n".join(lines)
+
+
+def set_position_crop(encoder: nn.Module, crop: bool | None) -> None:
+    """Whether an encoder sees random crops of its positions in training, and now and then none: see `cpe_crop` and
+    `cpe_drop_prob` of [`UnitVisionConfig`]. `None` leaves both as they are.
+
+    Raises:
+        ValueError: crops are asked of an encoder of another architecture.
+    """
+    config = encoder.config
+    if crop and not hasattr(config, "cpe_crop"):
+        raise ValueError(
+            f"training.position_crop: a {config.model_type} does not crop its positions; only UNIT's own encoder does."
+        )
+    if crop is not None and hasattr(config, "cpe_crop"):
+        config.cpe_crop = crop
+        config.cpe_drop_prob = config.cpe_drop_prob if crop else 0.0

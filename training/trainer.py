@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import SequentialSampler
+from transformers import PreTrainedConfig
 
-from modeling_unit import UnitForPreTraining, UnitImageProcessor
+from modeling_unit import UnitConfig, UnitForPreTraining, UnitImageProcessor
 from modeling_unit.architectures_unit import (
     class_tokens,
     freeze_unread,
@@ -28,6 +29,7 @@ from .data.refusals import Refusals
 from .data.settings import TASKS
 from .data.streaming import StreamDataset, StreamLoader, load_state, write_state
 from .freezing import freeze_parts as freeze_parts
+from .freezing import set_position_crop
 from .freezing import trainable_table as trainable_table
 from .losses import Counted, alignment_loss, character_loss, sampled_tokens, slot_weights, token_losses
 from .optim import MuonWithAdamW, parameter_groups
@@ -65,9 +67,11 @@ class UnitTrainer(BaseTrainer):
         encoder = getattr(_unwrapped(self.model), "vision_model", None)
         if encoder is not None:
             freeze_unread(encoder)
+            set_position_crop(encoder, self.args.position_crop)
         teacher = getattr(teacher, "vision_model", teacher)
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         if self.teacher is not None:
+            check_teacher(self.teacher.config, _unwrapped(self.model).config)
             self.teacher.to(self.args.device)
         # the loss is normalised by the step's counts: nothing is left to divide by the number of micro-batches
         self.model_accepts_loss_kwargs = True
@@ -431,6 +435,24 @@ class InterScaleTrainer(UnitTrainer):
 
     required_groups = frozenset({"natural_x1", "document_x4", "natural_x4", "document_x1"})
     allowed_groups = required_groups
+
+
+def check_teacher(teacher: PreTrainedConfig, student: UnitConfig) -> None:
+    """Whether a student's vision decoder can be compared with a teacher, token by token.
+
+    Raises:
+        ValueError: they differ in width, or in the tokens in front of the patches.
+    """
+    if teacher.hidden_size != student.vision_decoder_config.output_size:
+        raise ValueError(
+            f"The teacher's width is {teacher.hidden_size}, the vision decoder gives "
+            f"{student.vision_decoder_config.output_size}: set model.vision_decoder_config.output_size."
+        )
+    if prefix_tokens(teacher) != student.num_prefix_tokens:
+        raise ValueError(
+            f"The teacher puts {prefix_tokens(teacher)} class and register tokens in front of its patch tokens, the "
+            f"encoder {student.num_prefix_tokens}: L_vis compares them token by token."
+        )
 
 
 def _only_item(items: list[Any]) -> Any:

@@ -80,6 +80,9 @@ class RowSource:
                 refusals.add(self.name, UNREADABLE, f"row {place}: {told(error)}")
                 continue
             refusals.accept(self.name)
+        x_heights = np.zeros(len(sizes))
+        if "x_height" in rows.column_names:
+            x_heights[:] = [value or 0.0 for value in self._column("x_height")]
         lengths = np.zeros(len(sizes), dtype=np.int64)
         for place, text in enumerate(self._column("text")):
             if text is not None:
@@ -88,7 +91,7 @@ class RowSource:
                 keep[place] = False
                 refusals.accept(self.name, -1)
                 refusals.add(self.name, "text: missing", f"row {place}")
-        self._limit(arguments, keep, sizes, lengths)
+        self._limit(arguments, keep, sizes, lengths, x_heights)
 
     def _map(self, arguments: SourceArguments, refusals: Refusals) -> None:
         """Index the rows of a data set that is mapped: each is mapped once now, and again when it is drawn."""
@@ -98,6 +101,7 @@ class RowSource:
         self.folder, self.rows = Path(self.name), self.mapped.dataset
         sizes = np.zeros((len(self.rows), 2), dtype=np.int64)
         lengths, keep = np.zeros(len(sizes), dtype=np.int64), np.zeros(len(sizes), dtype=bool)
+        x_heights = np.zeros(len(sizes))
         for place in range(len(sizes)):
             try:
                 row = self.mapped.row(self.rows[place])
@@ -109,9 +113,17 @@ class RowSource:
             if row is not None:
                 keep[place] = True
                 sizes[place], lengths[place] = image_size(row["image"]["bytes"]), len(row["text"].encode())
-        self._limit(arguments, keep, sizes, lengths)
+                x_heights[place] = row.get("x_height") or 0.0
+        self._limit(arguments, keep, sizes, lengths, x_heights)
 
-    def _limit(self, arguments: SourceArguments, keep: np.ndarray, sizes: np.ndarray, lengths: np.ndarray) -> None:
+    def _limit(
+        self,
+        arguments: SourceArguments,
+        keep: np.ndarray,
+        sizes: np.ndarray,
+        lengths: np.ndarray,
+        x_heights: np.ndarray,
+    ) -> None:
         if not keep.any():
             raise ValueError(f"{self.name} has no row that can be read ({len(keep)} rows).")
         if arguments.max_area:
@@ -121,7 +133,7 @@ class RowSource:
         self.index = np.flatnonzero(keep)
         if not len(self.index):
             raise ValueError(f"No row of {self.name} passes max_area and max_characters.")
-        self.sizes, self.lengths = sizes[self.index], lengths[self.index]
+        self.sizes, self.lengths, self.x_heights = sizes[self.index], lengths[self.index], x_heights[self.index]
         self.broken = torch.zeros(len(self.index), dtype=torch.bool).share_memory_()
 
     def _column(self, name: str):
@@ -217,12 +229,16 @@ class GroupShapes:
 
     Args:
         max_positions: positions of the language decoder, 0 for no limit.
+        min_x_height: of documents at this scale, in pixels; see `DataArguments.exchanged_x_height`.
     """
 
-    def __init__(self, arguments: GroupArguments, collator: GroupCollator, max_positions: int = 0):
+    def __init__(
+        self, arguments: GroupArguments, collator: GroupCollator, max_positions: int = 0, min_x_height: float = 0.0
+    ):
         if bool(arguments.rows) == bool(arguments.patches):
             raise ValueError(f"Group {arguments.name}: give either rows or patches.")
         self.arguments, self.collator, self.max_positions = arguments, collator, max_positions
+        self.min_x_height = min_x_height if arguments.kind == "document" else 0.0
         processor = collator.image_processor
         side = round(processor.area(arguments.scale) ** 0.5)
         self.picture_grid = processor.grid_for(side, side, "natural", arguments.scale)
@@ -234,6 +250,13 @@ class GroupShapes:
             return (*self.picture_grid, text)
         grid = self.collator.image_processor.grid_for(int(width), int(height), "document", self.arguments.scale)
         return (*(grid if self.arguments.packed else rounded_grid(*grid)), text)
+
+    def legible(self, width: int, height: int, x_height: float) -> bool:
+        """Whether letters keep `min_x_height` when the image is brought to this scale; of 0, not known, they do."""
+        if not self.min_x_height or not x_height:
+            return True
+        _, new_height = self.collator.image_processor._document_size(int(width), int(height), self.arguments.scale)
+        return x_height * new_height / height >= self.min_x_height
 
     def fits(self, shape: Shape) -> bool:
         """Whether the decoder has positions for the visual tokens and the padded text."""
@@ -259,6 +282,7 @@ class GroupPlan:
         ranks: so many micro-batches in a row have one shape; packs only have one budget.
         curriculum: with the micro-batches of all ranks in an optimiser step, `batches_per_step`.
         max_positions: of the decoder; rows that are longer are left out and counted in `refusals`.
+        min_x_height: as of [`GroupShapes`]; rows below it are left out.
     """
 
     def __init__(
@@ -272,13 +296,14 @@ class GroupPlan:
         curriculum: CurriculumArguments | None = None,
         batches_per_step: int = 1,
         max_positions: int = 0,
+        min_x_height: float = 0.0,
         refusals: Refusals | None = None,
     ):
         self.arguments, self.collator, self.seed = arguments, collator, seed
         self.window, self.ranks = window * ranks, ranks
         self.curriculum, self.batches_per_step = curriculum or CurriculumArguments(), batches_per_step
         self.refusals = Refusals() if refusals is None else refusals
-        self.measure = GroupShapes(arguments, collator, max_positions)
+        self.measure = GroupShapes(arguments, collator, max_positions, min_x_height)
         self.sources = [RowSource(source, self.refusals) for source in arguments.sources]
         self._counted = [np.zeros(len(source), dtype=bool) for source in self.sources]  # of `broken`
         weights = np.array([source.weight for source in arguments.sources], dtype=np.float64)
@@ -308,7 +333,10 @@ class GroupPlan:
         usable = np.array([self.measure.fits(tuple(shape)) for shape in different.tolist()])[which.reshape(-1)]
         for place in np.flatnonzero(~usable):
             self._refuse(source, TOO_LONG, f"row {source.index[place]}: {source.lengths[place]} bytes of text")
-        return usable
+        if not self.measure.min_x_height:
+            return usable
+        rows = zip(source.sizes.tolist(), source.x_heights.tolist(), strict=True)
+        return usable & np.array([self.measure.legible(*size, x_height) for size, x_height in rows])
 
     def _refuse(self, source: RowSource, reason: str, example: str) -> None:
         """Count a row as refused that was counted as accepted when it was indexed."""
@@ -348,6 +376,8 @@ class GroupPlan:
         if not shares.sum():
             limits = f"text of at most {text:g} tokens and {area:g} pixels, " if level < self.curriculum.levels else ""
             asked = f"tasks {', '.join(tasks)}, " if tasks else ""
+            if self.measure.min_x_height:
+                asked += f"an x-height of {self.measure.min_x_height:g} pixels at this scale, "
             raise ValueError(
                 f"Group {self.arguments.name}: no row of {', '.join(each.name for each in self.sources)} is left "
                 f"({limits}{asked}{self.measure.max_positions or 'any number of'} positions)."

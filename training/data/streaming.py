@@ -46,7 +46,7 @@ from .mixture import (
     told,
 )
 from .refusals import Refusals, TooManyRefused
-from .settings import DataArguments, GroupArguments, SourceArguments, pool_weights
+from .settings import EXCHANGED_DOCUMENTS, DataArguments, GroupArguments, SourceArguments, pool_weights
 
 NO_SHARD = "a shard cannot be read"
 # The golden ratio: multiples of it, modulo 1, fill [0, 1) more evenly than random numbers do
@@ -345,7 +345,8 @@ class StreamGroup:
     ):
         self.arguments, self.collator, self.data, self.seed = arguments, collator, data, seed
         self.refusals = Refusals() if refusals is None else refusals
-        self.measure = GroupShapes(arguments, collator, max_positions)
+        least = data.exchanged_x_height if arguments.name == EXCHANGED_DOCUMENTS else 0.0
+        self.measure = GroupShapes(arguments, collator, max_positions, least)
         weights = np.array([source.weight for source in arguments.sources], dtype=np.float64)
         if not len(weights) or (weights < 0).any() or not weights.sum():
             raise ValueError(f"Group {arguments.name}: needs at least one source, weights must not be negative.")
@@ -378,6 +379,8 @@ class StreamGroup:
             if limits.max_area and width * height > limits.max_area:
                 return None
             if limits.max_characters and len(row["text"].encode()) > limits.max_characters:
+                return None
+            if not self.measure.legible(width, height, row.get("x_height") or 0.0):
                 return None
             tokens = int(self.collator.text_tokens([row["text"]], [row["task"]])[0])
             shape = self.measure.of(width, height, tokens)
