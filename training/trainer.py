@@ -168,7 +168,6 @@ class UnitTrainer(BaseTrainer):
         if args.language_weight <= 0:  # the language decoder is left out
             text = ("input_ids", "attention_mask", "position_ids")
             batch = {key: value for key, value in batch.items() if key not in text}
-            beside = {key: value for key, value in beside.items() if key == "character_classes"}
         elif "labels" not in beside:
             raise ValueError(
                 f"The batch of group {name!r} has no labels, but L_lan is to be learned: check the collator."
