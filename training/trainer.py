@@ -111,7 +111,7 @@ class UnitTrainer(BaseTrainer):
         args: UnitTrainingArguments = self.args
         given = kwargs.get("num_items_in_batch")
         counts = self.step_counts([inputs]) if given is None else given
-        loss, outputs = 0.0, {}
+        loss, outputs, self.terms.listens = 0.0, {}, model.training
         for name, group in inputs.items():  # natural_x1, document_x4, in stage 2 natural_x4, document_x1 too
             batch, beside = self.group_inputs(name, group)
             terms: dict[str, tuple[float, Counted]] = {}  # weight, and what it weighs
@@ -273,7 +273,7 @@ class UnitTrainer(BaseTrainer):
         else:
             own = round((pixel_values.shape[1] / 3) ** 0.5)
             total = prefix * len(grids) + len(pixel_values) * own**2 // patch**2
-            first = first_tokens(grids * own // patch, total)
+            first = first_tokens(grids * own // patch, prefix)
             image = torch.zeros(total, dtype=torch.long, device=grids.device).index_fill_(0, first, 1).cumsum(0) - 1
             place = (torch.arange(total, device=grids.device) - first[image])[None]
             seeds = None if row_seeds is None else row_seeds[image][None]
