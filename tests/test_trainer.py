@@ -640,15 +640,6 @@ def test_terms_of_several_ranks_are_means_over_what_all_counted(monkeypatch):
     }
 
 
-def test_an_evaluation_leaves_the_log_of_the_training_alone(tmp_path):
-    batches = micro_batches(8)
-    trainer = steady_trainer(tmp_path, batches)
-    trainer.compute_loss(trainer.model.train(), batches[0])
-    before = trainer.terms.state()
-    trainer.compute_loss(trainer.model.eval(), micro_batches(4)[1])
-    assert trainer.terms.state() == before
-
-
 def test_labels_that_are_masked_are_told_at_the_next_line_of_the_log_at_the_latest(data, tmp_path):
     """On a GPU they are not read at each step."""
     model, _ = model_and_teacher()
@@ -683,6 +674,8 @@ def test_a_picture_has_its_tokens_of_c_from_its_own_seed(tmp_path):
         assert torch.equal(masks([picture])[0], together[index])
     assert torch.equal(masks(pictures[::-1]), together.flip(0))
     assert torch.equal(masks(pictures, packed=True), together)
+    uncounted = GroupCollator(processor(), "natural", 1)(pictures, None)
+    assert torch.equal(trainer.group_inputs("natural_x1", uncounted)[0]["teacher_token_mask"], together)
     share = torch.cat([masks([picture | {"row_seed": seed}])[:, 1:] for seed in range(200)]).float().mean()
     assert abs(float(share) - 0.5) < 0.03
 

@@ -21,11 +21,8 @@ class TermLog:
     def __init__(self):
         self.terms: dict[str, Counted] = {}
         self.weights: dict[str, float] = {}  # of the terms that the loss is the sum of
-        self.listens = True  # terms of an evaluation are not of the training
 
     def add(self, key: str, term: Counted, weight: float | None = None) -> None:
-        if not self.listens:
-            return
         long = _long(term.total.device)
         total, count = term.total.detach().to(long), term.count.detach().to(long)
         if key in self.terms:

@@ -111,7 +111,7 @@ class UnitTrainer(BaseTrainer):
         args: UnitTrainingArguments = self.args
         given = kwargs.get("num_items_in_batch")
         counts = self.step_counts([inputs]) if given is None else given
-        loss, outputs, self.terms.listens = 0.0, {}, model.training
+        loss, outputs = 0.0, {}
         for name, group in inputs.items():  # natural_x1, document_x4, in stage 2 natural_x4, document_x1 too
             batch, beside = self.group_inputs(name, group)
             terms: dict[str, tuple[float, Counted]] = {}  # weight, and what it weighs
@@ -164,6 +164,8 @@ class UnitTrainer(BaseTrainer):
         teacher_pixels = batch.pop("teacher_pixel_values", batch["pixel_values"])
         grids, mask = batch.pop("teacher_grid", batch.get("image_grid_hw")), batch.pop("teacher_token_mask", None)
         if self.sees_teacher(name):
+            if mask is None:  # nobody has counted this micro-batch
+                mask = self.sampled_tokens(teacher_pixels, grids, group.get("row_seeds"))
             batch |= self.teacher_targets(teacher_pixels, grids, mask) | {"vision_l1_weight": args.vision_l1_weight}
         if args.language_weight <= 0:  # the language decoder is left out
             text = ("input_ids", "attention_mask", "position_ids")
