@@ -23,6 +23,7 @@ from .data.streaming import StreamDataset, StreamLoader, load_state, write_state
 from .losses import alignment_loss, character_loss
 from .optim import PARTS, MuonWithAdamW, parameter_groups, part_of
 from .packing import first_tokens, repacked
+from .samples import SamplesInTraining
 
 
 def freeze_parts(model: nn.Module, parts: list[str]) -> None:
@@ -56,7 +57,7 @@ def trainable_table(model: nn.Module) -> str:
     return "\n".join(lines)
 
 
-class UnitTrainer(BaseTrainer):
+class UnitTrainer(SamplesInTraining, BaseTrainer):
     """Joint training `L_lan + lambda * L_vis` [paper] on micro-batches of groups (see `training/data/mixture.py`).
 
     Args:
