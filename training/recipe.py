@@ -41,8 +41,9 @@ from modeling_unit.vision_sources_unit import find_model_type, find_vision_sourc
 
 from .adapter import ADAPTER, BASE, base_of, is_adapted, save_adapter, save_base
 from .arguments import EvaluationArguments, HeldOutSource, LoraArguments, UnitTrainingArguments
-from .checkpoints import first_line, from_rank_0, is_writing_error, last_whole_checkpoint, write_log_lines
+from .checkpoints import first_line, from_rank_0, is_writing_error, last_whole_checkpoint
 from .collator import NUM_CHARACTER_CLASSES, GroupCollator
+from .curves import write_log
 from .data.mixture import GroupPlan, MixtureDataset
 from .data.refusals import Refusals
 from .data.settings import CurriculumArguments, DataArguments, GroupArguments, SourceArguments, expand_groups
@@ -50,7 +51,7 @@ from .data.streaming import StreamDataset, StreamGroup, layout_of
 from .live import LiveArguments, LivePictures, LiveTeacherModel, LiveTeacherTrainer, live_views
 from .llava_data import ConversationCollator, Conversations, LlavaTrainer
 from .lora import add_lora
-from .publish import check_destination, code_version, push_run, take_hub_settings
+from .publish import check_destination, push_run, take_hub_settings
 from .resume import differences, facts_left, facts_of, told_differences
 from .samples import HeldOut, held_out
 from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
@@ -607,39 +608,3 @@ def _llava_run(recipe: Recipe, arguments: UnitTrainingArguments):
         processor.save_pretrained(out)
 
     return trainer, finish
-
-
-def write_log(out: Path, recipe: Recipe, history: list[dict], seconds: float) -> None:
-    """`recipe.json` (with the version of the code), `log.jsonl` (one line a logging step) and `curve.png` beside the
-    weights."""
-    content = dataclasses.asdict(recipe) | {"seconds": round(seconds), "code": code_version()}
-    (out / "recipe.json").write_text(json.dumps(content, indent=1))
-    write_log_lines(out / "log.jsonl", history)
-    draw_curves(history, out / "curve.png")
-
-
-def draw_curves(history: list[dict], path: Path) -> None:
-    """Every logged term against steps, as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    skipped = {"step", "epoch", "learning_rate", "grad_norm"}
-    keys = sorted({key for entry in history for key in entry if "loss" in entry} - skipped)
-    if not keys:
-        return
-    columns = 3
-    rows = -(-len(keys) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(4 * columns, 2.4 * rows), squeeze=False)
-    for axis in axes.flat[len(keys) :]:
-        axis.axis("off")
-    for key, axis in zip(keys, axes.flat, strict=False):
-        points = [(entry["step"], entry[key]) for entry in history if key in entry and "loss" in entry]
-        axis.plot(*zip(*points, strict=True), linewidth=1)
-        axis.set_title(key, fontsize=9)
-        axis.tick_params(labelsize=7)
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    pyplot.close(figure)
