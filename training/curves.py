@@ -18,6 +18,7 @@ import numpy as np
 from .checkpoints import write_log_lines
 from .evaluation.report import COLOURS
 from .publish import code_version
+from .reporting import SPEED_LOG, read_speed
 from .sample_sheet import group_title
 
 LOG = "log.jsonl"
@@ -46,7 +47,7 @@ PANELS = {
 SHORTER = {"reading": "Held out", "auxiliary": "Loss", "accuracy": "Accuracy", "terms": "Loss"}
 PARTS = {"vision_cosine": "cosine", "vision_l1": "L1"}
 FIGURES = {"word_f1": "word F1", "cer": "CER", "exact": "exact"}
-NOT_DRAWN = {"epoch", "step", "skipped_steps", "refused", "runtime", "total_flos", "num_input_tokens_seen"}
+NOT_DRAWN = {"epoch", "step", "skipped_steps", "refused", "total_flos", "num_input_tokens_seen"}
 
 
 @dataclasses.dataclass
@@ -93,7 +94,7 @@ def read_log(run: str | Path) -> list[dict[str, Any]]:
             entries.append(entry)
     if not series_of(entries):
         raise ValueError(f"{path}: nothing in it that can be drawn.")
-    return entries
+    return entries + read_speed(path.with_name(SPEED_LOG))
 
 
 def series_of(history: Sequence[Mapping[str, Any]]) -> list[Series]:
@@ -209,15 +210,27 @@ def compare_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | 
 
 
 def _without_doubles(series: list[Series]) -> list[Series]:
-    """Leave out what another curve shows: figures of the only group, the first part's rate where parts are named."""
+    """Leave out what another curve shows: figures of the only group, the first part's rate where parts are named,
+    rates that are equal."""
     groups = {one.group for one in series if one.panel == "reading" and one.group}
     rates = {one.label for one in series if one.panel == "learning_rate"}
-    return [
-        one
-        for one in series
-        if not (one.panel == "reading" and one.group and len(groups) == 1)
-        and not (one.panel == "learning_rate" and one.label == "first part" and len(rates) > 1)
-    ]
+    kept, alike = [], {}
+    for one in series:
+        if one.panel == "reading" and one.group and len(groups) == 1:
+            continue
+        if one.panel == "learning_rate":
+            if one.label == "first part" and len(rates) > 1:
+                continue
+            same = alike.setdefault(tuple(one.values), [])
+            same.append(one.label)
+            if len(same) > 1:
+                continue
+        kept.append(one)
+    for one in kept:
+        others = len(alike.get(tuple(one.values), ())) - 1 if one.panel == "learning_rate" else 0
+        if others > 0:
+            one.label += f" and {others} more"
+    return kept
 
 
 def _figure(panels: int) -> tuple[Any, list[Any]]:
@@ -310,8 +323,12 @@ def _dress(axis: Any, title: str, label: str, logarithmic: bool, members: list[S
         axis.spines[side].set_visible(False)
     handles, labels = axis.get_legend_handles_labels()
     if handles:
-        box = {"framealpha": 0.75, "edgecolor": "none", "borderpad": 0.2}
-        axis.legend(handles, labels, fontsize=7.5, ncols=1 if len(labels) < 5 else 2, **box)
+        columns = 1 if len(labels) < 3 else 2
+        # room of its own above the curves, in the axis' own measure
+        room = 0.09 * -(-len(labels) // columns) / (1 - 0.09 * -(-len(labels) // columns))
+        low, high = axis.get_ylim()
+        axis.set_ylim(low, high * (high / low) ** room if axis.get_yscale() == "log" else high + room * (high - low))
+        axis.legend(handles, labels, fontsize=7.5, ncols=columns, loc="upper right", frameon=False, borderpad=0.1)
 
 
 def _limit(axis: Any, members: list[Series]) -> None:
@@ -349,4 +366,4 @@ def write_log(out: Path, recipe: Any, history: list[dict[str, Any]], seconds: fl
     content = dataclasses.asdict(recipe) | {"seconds": round(seconds), "code": code_version()}
     (out / "recipe.json").write_text(json.dumps(content, indent=1))
     write_log_lines(out / LOG, history)
-    draw_curves(history, out / "curve.png", out.name)
+    draw_curves(history + read_speed(out / SPEED_LOG), out / "curve.png", out.name)

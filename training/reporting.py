@@ -14,11 +14,13 @@ before it was lost, are dropped, and those that a kill kept from the database ar
 
 Speed is measured between two lines of the log, without what evaluations and checkpoints take, and counted from the
 shapes of the batches; text tokens, of which padding is no part, are summed up on the device and read with the line, so
-that no step waits for the device.
+that no step waits for the device. It is kept in `speed.jsonl`: `log.jsonl` beside it holds what is the same whenever a
+run is repeated.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import secrets
@@ -36,10 +38,12 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback
 from transformers.integrations.integration_utils import rewrite_logs
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from .checkpoints import write_log_lines
 from .sample_sheet import group_title
 
 WIDTH = 120  # columns of a line, at most
-SPEED = "speed"  # what their names begin with in the log
+SPEED = "speed"  # what their names begin with
+SPEED_LOG = "speed.jsonl"  # beside log.jsonl
 BOARD = "tensorboard"  # folder of a run
 TRACKIO_RUN = "trackio.json"  # file of a run: its project and name
 PROJECT = "unit"  # trackio's, where the recipe names none
@@ -99,23 +103,20 @@ class ReportingTrainer(Trainer):
     """A `Trainer` that reports as this module's text says.
 
     Attributes:
-        facts: `recipe` of it is reported (see [`WholeCheckpoints`]). logs_speed: whether the log has lines of speed
-            too: where it is kept or reported.
+        facts: `recipe` of it is reported (see [`WholeCheckpoints`]). last_speed: of the last line of the log that had
+            a loss, by names that begin with `speed/`.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.meter = Meter()
+        self.last_speed: dict[str, float] = {}
         for kind, ours in ((TensorBoardCallback, Board), (TrackioCallback, Trackio), (ProgressCallback, Terminal)):
             if self.pop_callback(kind) is not None:
                 self.add_callback(ours(self))
         if self.pop_callback(PrinterCallback) is not None:
             self.add_callback(Terminal(self))
-        self.add_callback(_Stopwatch(self.meter))
-
-    @property
-    def logs_speed(self) -> bool:
-        return getattr(self, "log_path", None) is not None or bool(self.args.report_to)
+        self.add_callback(_Stopwatch(self))
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         self.meter.step_begins()
@@ -125,9 +126,7 @@ class ReportingTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
-            if self.logs_speed and self.meter.steps:
-                # in a line of its own: all others are the same whenever a run is repeated
-                super().log({f"{SPEED}/{key}": value for key, value in self.speed().items()}, *args, **kwargs)
+            self.last_speed = {f"{SPEED}/{key}": value for key, value in self.speed().items()}
             self.meter.clear()
             if "learning_rate" in logs:
                 logs = logs | part_rates(self.optimizer, logs["learning_rate"])
@@ -136,6 +135,8 @@ class ReportingTrainer(Trainer):
     def speed(self) -> dict[str, float]:
         """Of all ranks together, since the last line of the log; of the time, the share spent waiting for data."""
         meter = self.meter
+        if not meter.steps:
+            return {}
         counts = torch.tensor([meter.images, meter.patches, 0, meter.busy, meter.waited], dtype=torch.float64)
         counts[2] = float(meter.tokens)
         world = max(1, self.args.world_size)
@@ -151,14 +152,48 @@ class ReportingTrainer(Trainer):
 
 
 class _Stopwatch(TrainerCallback):
-    def __init__(self, meter: Meter):
-        self.meter = meter
+    """Keeps `speed.jsonl`, which goes on from a checkpoint as the log does."""
+
+    def __init__(self, trainer: ReportingTrainer):
+        self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.meter.clear()
+        self.trainer.meter.clear()
+        path = speed_path(self.trainer)
+        if path is not None and state.is_world_process_zero:
+            before = [entry for entry in read_speed(path) if entry["step"] <= state.global_step]
+            with contextlib.suppress(OSError):  # the log itself says so
+                write_log_lines(path, before)
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.meter.step_ends()
+        self.trainer.meter.step_ends()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        path = speed_path(self.trainer)
+        if path is None or not state.is_world_process_zero or "loss" not in (logs or {}):
+            return
+        if self.trainer.last_speed:
+            with contextlib.suppress(OSError), path.open("a") as opened:
+                opened.write(json.dumps(self.trainer.last_speed | {"step": state.global_step}) + "\n")
+
+
+def speed_path(trainer: Any) -> Path | None:
+    """Where a run's speed is kept: where its log is."""
+    log = getattr(trainer, "log_path", None)
+    return None if log is None else Path(log).with_name(SPEED_LOG)
+
+
+def read_speed(path: Path) -> list[dict[str, Any]]:
+    """The lines of `speed.jsonl`; none where there is no such file."""
+    if not path.is_file():
+        return []
+    entries = []
+    for line in path.read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):  # the line that a kill or a look at a running run has cut off
+            entry = json.loads(line)
+            if isinstance(entry, dict) and "step" in entry:
+                entries.append(entry)
+    return entries
 
 
 def _patch_size(model: Any) -> int:
@@ -243,8 +278,6 @@ def log_line(logs: dict[str, Any], step: int, steps: int, left: float | None = N
             parts.append(f"{label} {short(terms[key])}")
     if terms.get("data/refused") or terms.get("refused"):
         parts.append(f"{terms.get('data/refused') or terms.get('refused'):,.0f} rows refused")
-    if evaluates and "runtime" in terms:
-        parts.append(f"{duration(terms['runtime'])} long")
     line = head
     for part in parts:
         longer = f"{line}  {part}"
@@ -262,7 +295,7 @@ def _told_terms(terms: dict[str, float]) -> Iterator[tuple[str, float]]:
             if group and name == term:
                 title = group_title(group).replace("document", "doc").replace("picture", "pic")
                 yield f"{title}{label}", value
-    known = {"loss", "grad_norm", "learning_rate", "epoch", "step", "skipped_steps", "refused", "runtime", *ONCE}
+    known = {"loss", "grad_norm", "learning_rate", "epoch", "step", "skipped_steps", "refused", *ONCE}
     known |= {"word_f1", "cer", "exact"}
     for key, value in terms.items():
         if "/" not in key and key not in known:
@@ -275,8 +308,7 @@ class Terminal(TrainerCallback):
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
         self.bar: tqdm | None = None
-        self.speed: dict[str, float] = {}
-        self.began, self.first, self.counted = 0.0, 0, 0
+        self.began, self.first = 0.0, 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.began, self.first = time.monotonic(), state.global_step
@@ -295,15 +327,12 @@ class Terminal(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
             return
-        if all(key.startswith(SPEED) or key == "epoch" for key in logs):
-            self.speed = {key: value for key, value in logs.items() if key != "epoch"}
-            return
         if "train_runtime" in logs:
             done = state.global_step - self.first
             self._say(f"{done:,} steps in {duration(logs['train_runtime'])}, mean loss {short(logs['train_loss'])}")
             return
         width = WIDTH if self.bar is None else min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns - 1)
-        told = logs | (self.speed if "loss" in logs else {})
+        told = logs | (self.trainer.last_speed if "loss" in logs else {})
         self._say(log_line(told, state.global_step, state.max_steps, self._left(state), width))
         if self.bar is not None and "loss" in logs:
             self.bar.set_postfix_str(f" loss {short(logs['loss'])}", refresh=False)
@@ -346,6 +375,11 @@ def flat(given: Any, above: str = "") -> dict[str, Any]:
     if given is None or given == []:
         return {}
     return {above: given if isinstance(given, bool | int | float | str) else json.dumps(given)}
+
+
+def with_speed(trainer: Trainer, logs: dict[str, Any]) -> dict[str, Any]:
+    """A line of the log with the speed that belongs to it."""
+    return logs | trainer.last_speed if "loss" in logs else logs
 
 
 def scalars(logs: dict[str, Any]) -> dict[str, float]:
@@ -409,7 +443,7 @@ class Board(TensorBoardCallback, _Safely):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.tb_writer is not None and logs:
-            for tag, value in scalars(logs).items():
+            for tag, value in scalars(with_speed(self.trainer, logs)).items():
                 self.tb_writer.add_scalar(tag, value, state.global_step)
             self.tb_writer.flush()
 
@@ -489,7 +523,10 @@ class Trackio(TrackioCallback, _Safely):
         there = {
             (entry.get("step"), key) for entry in SQLiteStorage.get_logs(project, name) for key in entry if "/" in key
         }
-        for entry in history:
+        kept = speed_path(self.trainer)
+        last = max((entry.get("step", 0) for entry in history), default=0)
+        speeds = [] if kept is None else [entry for entry in read_speed(kept) if entry["step"] <= last]
+        for entry in [*history, *speeds]:
             step = entry.get("step", 0)
             points = scalars({key: value for key, value in entry.items() if key != "step"})
             lost = {tag: value for tag, value in points.items() if (step, tag) not in there}
@@ -499,7 +536,7 @@ class Trackio(TrackioCallback, _Safely):
     def on_log(self, args, state, control, model=None, logs=None, **kwargs):
         if not self._initialized:
             self.setup(args, state, model)
-        points = scalars(logs or {})
+        points = scalars(with_speed(self.trainer, logs or {}))
         if state.is_world_process_zero and points:
             self._trackio.log(points, step=state.global_step)
 

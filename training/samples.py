@@ -29,7 +29,6 @@ import json
 import math
 import random
 import shutil
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -296,10 +295,9 @@ class SamplesInTraining(Trainer):
         held = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(held, HeldOut):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        started = time.perf_counter()
         with _left_alone(self.model), self._all_tokens():
             figures, samples = self._looked_at(held)
-        figures |= {"refused": held.refusals.refused, "runtime": round(time.perf_counter() - started, 3)}
+        figures |= {"refused": held.refusals.refused}
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in figures.items()}
         self.samples, self.sheet = samples, None
         if self.is_world_process_zero():
