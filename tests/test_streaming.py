@@ -4,6 +4,7 @@ import io
 import random
 import tarfile
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -314,6 +315,15 @@ def test_rows_set_aside_for_another_task_are_part_of_the_state(shards, tmp_path)
     load_state(again, tmp_path)
     for number, item in enumerate(StreamLoader(again), 5):
         assert_equal(item, straight[number], number)
+
+
+def test_every_drawing_of_a_picture_has_a_seed_of_its_own(shards):
+    """That the seeds are the same over ranks and workers and after a resume is part of the items' equality."""
+    seeds = [
+        seed for item in items(partial(dataset, shards)).values() for seed in item["natural_x1"]["row_seeds"].tolist()
+    ]
+    assert len(seeds) == 72  # of 20 pictures, each several times
+    assert len(set(seeds)) == 72
 
 
 def test_what_waits_is_bounded_and_few_rows_are_lost(shards):

@@ -123,6 +123,9 @@ def series_of(history: Sequence[Mapping[str, Any]]) -> list[Series]:
 def _place(name: str) -> tuple[str, str, str] | None:
     """Panel, label and group of a term; `None` for what is not drawn."""
     group, _, term = name.rpartition("/")
+    if group.endswith("/language_loss"):  # of a task
+        group = group.removesuffix("/language_loss")
+        return "language_loss", f"{group_title(group)}, {term}", group
     title = group_title(group)
     if name in NOT_DRAWN or group == "data":
         return None

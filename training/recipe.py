@@ -52,6 +52,7 @@ from .live import LiveArguments, LivePictures, LiveTeacherModel, LiveTeacherTrai
 from .llava_data import ConversationCollator, Conversations, LlavaTrainer
 from .lora import add_lora
 from .publish import check_destination, push_run, take_hub_settings
+from .reporting import quiet_without_terminal
 from .resume import differences, facts_left, facts_of, told_differences
 from .samples import HeldOut, held_out
 from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
@@ -331,6 +332,7 @@ def main(path: str | Path, overrides: list[str] | None = None, accept_changes: b
     _check_evaluation(recipe, arguments)
     if hub.get("push_to_hub"):
         check_destination(hub)  # before the work, not after it
+    quiet_without_terminal()
     set_seed(arguments.seed)
     started = time.time()
     say = print_line if arguments.process_index == 0 else _say_nothing

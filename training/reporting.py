@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import secrets
 import shutil
@@ -485,16 +486,17 @@ class Trackio(TrackioCallback, _Safely):
         resumes = state.global_step > 0
         if resumes:
             self.attempt(lambda: _forget_after(project, name, state.global_step))
-        self._trackio.init(
-            project=project,
-            name=name,
-            space_id=args.trackio_space_id,
-            resume="allow" if resumes else "never",
-            private=args.hub_private_repo,
-            bucket_id=args.trackio_bucket_id,
-            config=flat(recipe_of(self.trainer)),
-            embed=False,
-        )
+        with contextlib.nullcontext() if _named_elsewhere(args) else _offline():
+            self._trackio.init(
+                project=project,
+                name=name,
+                space_id=args.trackio_space_id,
+                resume="allow" if resumes else "never",
+                private=args.hub_private_repo,
+                bucket_id=args.trackio_bucket_id,
+                config=flat(recipe_of(self.trainer)),
+                embed=False,
+            )
         self._space_id = self._trackio.context_vars.current_space_id.get()
         if resumes:
             self.attempt(lambda: self._fill_in(project, name, state.log_history))
@@ -551,6 +553,34 @@ class Trackio(TrackioCallback, _Safely):
     def on_push_begin(self, args, state, control, model, **kwargs):
         if args.trackio_space_id or args.trackio_static_space_id:  # otherwise it would make a Space by itself
             super().on_push_begin(args, state, control, model, **kwargs)
+
+
+def _named_elsewhere(args: Any) -> bool:
+    """Whether a Space or a server is named to log to."""
+    return bool(args.trackio_space_id) or any(os.environ.get(f"TRACKIO_{name}") for name in ("SPACE_ID", "SERVER_URL"))
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Nothing asks the Hub: trackio wants to know who is logged in, also where nothing leaves the machine."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def quiet_without_terminal() -> None:
+    """Into a file or a CI log go lines: bars of libraries, for saving and for reading data, are left out."""
+    if not sys.stderr.isatty():
+        import datasets
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        datasets.disable_progress_bars()
 
 
 def _forget_after(project: str, name: str, step: int) -> None:

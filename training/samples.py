@@ -54,6 +54,7 @@ from .data.mixture import BROKEN, TOO_LONG, UNREADABLE, GroupShapes, RowSource, 
 from .data.refusals import Refusals
 from .data.settings import GroupArguments, SourceArguments
 from .sample_sheet import sample_sheet, sample_table
+from .terms import TermLog, means
 
 SPARE = 8  # pieces beyond a quarter more than the reference has [ours]
 FOLDER = "samples"  # of a run
@@ -239,19 +240,6 @@ def _identity(source: SourceArguments) -> str:
     return str(find_shards(source.path)[0].resolve())
 
 
-def term_count(name: str, batch: dict[str, torch.Tensor]) -> float:
-    """How many things a term of the loss is the mean of in a batch."""
-    if name == "language_loss":
-        return float((batch["labels"][:, 1:] >= 0).sum())
-    if name.startswith("character"):
-        filled = float((batch["character_classes"] > 0).sum())
-        # empty slots weigh a tenth in the loss
-        return filled if name.endswith("accuracy") else filled + 0.1 * (batch["character_classes"].numel() - filled)
-    if name.startswith("alignment"):
-        return float((batch["token_places"][:, 1:] >= 0).sum())
-    return float(len(batch["input_ids"]))  # pictures of a group have equally many tokens
-
-
 @contextmanager
 def _left_alone(model: nn.Module) -> Iterator[None]:
     """Random states as they were, and the model in training or not, as it was."""
@@ -269,7 +257,7 @@ def _left_alone(model: nn.Module) -> Iterator[None]:
 
 
 class SamplesInTraining(Trainer):
-    """A trainer whose `eval_dataset` may be [`HeldOut`] rows; it needs `group_loss` of [`UnitTrainer`].
+    """A trainer whose `eval_dataset` may be [`HeldOut`] rows; it needs `compute_loss` and `terms` of [`UnitTrainer`].
 
     Attributes:
         samples: what the last evaluation read, on rank 0. sheet: the picture of them, where there is one.
@@ -308,20 +296,19 @@ class SamplesInTraining(Trainer):
 
     @contextmanager
     def _all_tokens(self) -> Iterator[None]:
-        """`L_vis` over all tokens, and what training has gathered and drawn so far as it is."""
-        kept = self._sums, self._counts, self._sampler.get_state(), self.args.token_sampling_ratio
+        """`L_vis` over all tokens, and what training has gathered so far as it is."""
+        kept = self.terms, self.args.token_sampling_ratio
         self.args.token_sampling_ratio = 1.0
         try:
             yield
         finally:
-            self._sums, self._counts, state, self.args.token_sampling_ratio = kept
-            self._sampler.set_state(state)
+            self.terms, self.args.token_sampling_ratio = kept
 
     def _looked_at(self, held: HeldOut) -> tuple[dict[str, float], list[Sample]]:
         """Figures by name, the same on all ranks, and on rank 0 all that was read."""
         from .evaluation.text import count, summarise
 
-        found: list[tuple[str, int, dict[str, tuple[float, float]], list[Sample]]] = []
+        found: list[tuple[str, int, dict[str, list[Any]], list[Sample]]] = []
         world, rank = max(1, self.args.world_size), self.args.process_index
         together = world > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         with torch.no_grad(), self.accelerator.autocast():
@@ -339,13 +326,14 @@ class SamplesInTraining(Trainer):
         if world > 1:
             found = gather_object(found)
         found.sort(key=lambda each: each[:2])  # sums in one order, whoever computed what
-        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for name, _, terms, _ in found:
-            for term, (value, weight) in terms.items():
-                sums[f"{name}/{term}"][0] += value * weight
-                sums[f"{name}/{term}"][1] += weight
-        figures = {key: value / weight for key, (value, weight) in sums.items() if weight}
-        figures = {"loss": self._weighted(figures)} | figures
+        sums: dict[str, list[Any]] = {}
+        for _, _, terms, _ in found:
+            for key, (total, count_, weight) in terms.items():
+                before = sums.get(key, [np.zeros_like(total), np.zeros_like(count_)])
+                sums[key] = [before[0] + total, before[1] + count_, weight]
+        figures = means(
+            {key: [total.tolist(), count_.tolist(), weight] for key, (total, count_, weight) in sums.items()}
+        )
         samples = [sample for *_, several in found for sample in several]
         samples.sort(key=lambda sample: (sample.group, sample.number))
         documents = [sample for sample in samples if sample.group.startswith("document")]
@@ -358,15 +346,16 @@ class SamplesInTraining(Trainer):
 
     def _batch(
         self, group: HeldOutGroup, numbers: list[int], reader: Reader, reads: bool
-    ) -> tuple[dict[str, tuple[float, float]], list[Sample]]:
-        """Terms of the loss with their counts, and what is read."""
+    ) -> tuple[dict[str, list[Any]], list[Sample]]:
+        """Total, count and weight of each term of the loss, and what is read."""
         batch, rows = group.collated(numbers)
-        self._sums, self._counts = {}, defaultdict(int)
-        self.group_loss(self.model, group.name, self._prepare_inputs(dict(batch)))
-        terms = {}
-        for key, value in self._sums.items():
-            term = key.partition("/")[2]
-            terms[term] = float(value) / self._counts[key], term_count(term, batch)
+        self.terms = TermLog()
+        alone = defaultdict(lambda: torch.ones((), device=self.args.device))  # no rank asks another how many
+        self.compute_loss(self.model, {group.name: self._prepare_inputs(dict(batch))}, num_items_in_batch=alone)
+        terms = {
+            key: [np.asarray(total), np.asarray(count), weight]
+            for key, (total, count, weight) in self.terms.state().items()
+        }
         if not reads:
             return terms, []
         samples = []
@@ -384,21 +373,6 @@ class SamplesInTraining(Trainer):
             limits = [max(1, min(each, group.shapes.max_positions - prompt)) for each in limits]
         inputs = {"input_ids": batch["input_ids"][:, :prompt], "attention_mask": batch["attention_mask"][:, :prompt]}
         return reader.read_inputs(inputs | {"pixel_values": batch["pixel_values"]}, limits)
-
-    def _weighted(self, figures: dict[str, float]) -> float:
-        """The sum that training would minimise."""
-        settings: UnitTrainingArguments = self.args
-        total = 0.0
-        for key, value in figures.items():
-            group, _, term = key.partition("/")
-            weight = {
-                "language_loss": settings.language_weight * settings.group_weights.get(group, 1.0),
-                "vision_loss": settings.vision_weight,
-                "character_loss": settings.character_weight,
-                "alignment_loss": settings.alignment_weight,
-            }.get(term, 0.0)
-            total += weight * value
-        return total
 
     def _show(self, held: HeldOut, metrics: dict[str, float], samples: list[Sample]) -> None:
         """Print the samples, and write all that was read; a disk that is full is no reason to stop."""

@@ -7,6 +7,7 @@ loading them, then restores the exact order in mid-epoch, and ranks draw differe
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import struct
@@ -26,6 +27,8 @@ from .sources import data_folder
 
 # Grid rows, grid columns, text tokens
 Shape = tuple[int, int, int]
+# A row as it is drawn: source, position, seed (see `row_seed`)
+Drawn = tuple[int, int, int]
 # What Pillow raises for a file that is no image, or half of one, or a bomb
 BROKEN = (OSError, ValueError, TypeError, SyntaxError, struct.error, Image.DecompressionBombError)
 UNREADABLE, TOO_LONG = "the image cannot be read", "longer than the decoder's positions"
@@ -176,6 +179,17 @@ def told(error: Exception) -> str:
     return " ".join(str(error).split(" <_io")[0].split())
 
 
+def row_seed(*numbers: int) -> int:
+    """The seed, in 0 ... 2^63 - 1, of one row as it is drawn: of what is random about it and must not depend on the
+    micro-batch that it comes in, the number of processes or where a run was taken up (`row_seeds` of a batch).
+
+    Args:
+        numbers: the seed of the run, and what tells this drawing from all others.
+    """
+    digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
 def decoded(row: dict[str, Any]) -> dict[str, Any]:
     """The row with its image decoded.
 
@@ -271,7 +285,7 @@ class GroupPlan:
         if not len(weights) or (weights < 0).any() or not weights.sum():
             raise ValueError(f"Group {arguments.name}: needs at least one source, weights must not be negative.")
         self.weights = weights
-        self._windows: dict[int, list[tuple[Shape, list[tuple[int, int]]]]] = {}
+        self._windows: dict[int, list[tuple[Shape, list[Drawn]]]] = {}
         self.tokens = [self._tokens(source) for source in self.sources]
         self.shapes = [  # each (rows, 3): grid rows, columns, text
             np.array([self.measure.of(*size, length) for size, length in zip(source.sizes, tokens, strict=True)])
@@ -354,6 +368,10 @@ class GroupPlan:
 
     def batch(self, step: int) -> tuple[Shape, list[tuple[int, int]]]:
         """Padded shape, and (source, position) of the rows, of micro-batch `step`."""
+        shape, members = self._batch(step)
+        return shape, [(source, position) for source, position, _ in members]
+
+    def _batch(self, step: int) -> tuple[Shape, list[Drawn]]:
         number, offset = divmod(step, self.window)
         if number not in self._windows:
             self._windows = {number: self._plan_window(number)}
@@ -363,7 +381,7 @@ class GroupPlan:
     def _level(self, window: int) -> int:
         return self.curriculum.level(window * self.window // self.batches_per_step)
 
-    def _plan_window(self, number: int) -> list[tuple[Shape, list[tuple[int, int]]]]:
+    def _plan_window(self, number: int) -> list[tuple[Shape, list[Drawn]]]:
         rng = np.random.default_rng([self.seed, number])
         level = self._level(number)
         first = number
@@ -374,18 +392,20 @@ class GroupPlan:
         elif level == self.curriculum.levels:
             first = 0
         pools, count = self._pools(level)
-        rows: list[tuple[Shape, tuple[int, int]]] = []
+        rows: list[tuple[Shape, Drawn]] = []
         for pool, (index, positions, share) in enumerate(pools):
             # the window's share of an endless sequence of permutations
             begin, end = (round(each * count * share) for each in (number - first, number - first + 1))
             seed = self.seed + 7919 * pool + 1_000_003 * (self.curriculum.levels - level)
-            for place in _endless_permutation(len(positions), seed, begin, end - begin):
+            places = _endless_permutation(len(positions), seed, begin, end - begin)
+            for draw, place in enumerate(places, begin):
                 position = int(positions[place])
-                rows.append((tuple(int(size) for size in self.shapes[index][position]), (index, position)))
+                drawn = (index, position, row_seed(seed, self.arguments.scale, draw))
+                rows.append((tuple(int(size) for size in self.shapes[index][position]), drawn))
         order = rng.permutation(len(rows))
         if self.arguments.packed:
             return self._packs([rows[place] for place in order], rng)
-        by_shape: dict[Shape, list[tuple[Shape, tuple[int, int]]]] = {}
+        by_shape: dict[Shape, list[tuple[Shape, Drawn]]] = {}
         for place in order:
             # rows that are counted out come together as they are drawn
             by_shape.setdefault((0, 0, 0) if self.arguments.rows else rows[place][0], []).append(rows[place])
@@ -401,10 +421,10 @@ class GroupPlan:
                 units.append([(largest, unit[begin : begin + count]) for begin in range(0, len(unit), count)])
         return [batch for place in rng.permutation(len(units)) for batch in units[place]]
 
-    def _packs(self, rows: list[tuple[Shape, tuple[int, int]]], rng: np.random.Generator):
+    def _packs(self, rows: list[tuple[Shape, Drawn]], rng: np.random.Generator):
         """Rows as they come, as many to a pack as fit; the last one is filled up with rows drawn again."""
-        packs: list[tuple[Shape, list[tuple[int, int]]]] = []
-        members: list[tuple[int, int]] = []
+        packs: list[tuple[Shape, list[Drawn]]] = []
+        members: list[Drawn] = []
         patches = 0
         more = (rows[int(rng.integers(len(rows)))] for _ in iter(int, 1))  # without end
         for shape, row in itertools.chain(rows, more):
@@ -420,17 +440,17 @@ class GroupPlan:
         raise AssertionError("the rows have no end")
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        shape, members = self.batch(step)
+        shape, members = self._batch(step)
         rows = []
-        for source, position in members:
+        for source, position, seed in members:
             try:
-                rows.append(decoded(self.sources[source][position]))
+                rows.append(decoded(self.sources[source][position]) | {"row_seed": seed})
             except BROKEN:
                 self.sources[source].broken[position] = True
         if len(rows) < len(members):
             self.count_broken()
         if not rows:
-            rows = [self._spare(step, shape)]
+            rows = [self._spare(step, shape) | {"row_seed": row_seed(self.seed, self.arguments.scale, -1, step)}]
         rng = np.random.default_rng([self.seed, 2, step])
         rows += [rows[int(rng.integers(len(rows)))] for _ in range(len(members) - len(rows))]
         return self.collator(rows, np.random.default_rng([self.seed, 1, step]), shape)
