@@ -87,7 +87,8 @@ def test_without_anything_to_draw_there_is_no_picture(tmp_path):
     assert not (tmp_path / "curve.png").exists()
 
 
-def test_values_that_are_no_numbers_and_rates_of_zero_are_drawn_over(tmp_path):
+def test_values_that_are_no_numbers_and_rates_of_zero_are_drawn_over(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.curves.DPI", 50)
     history = log(40, grad_norm=0.0)
     history[3] |= {"loss": float("nan"), "learning_rate": 0.0}
     draw_curves(history, tmp_path / "curve.png")
@@ -110,6 +111,7 @@ def test_a_log_that_is_being_written_is_read_as_far_as_it_goes(tmp_path):
 
 def test_the_command_draws_one_run_or_several(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("training.curves.DPI", 50)
     one, two = written(tmp_path / "lower-rate", log(3)), written(tmp_path / "stage1", log(5))
     assert main(["curve", two]) == 0
     assert (tmp_path / "curve.png").is_file()

@@ -118,6 +118,17 @@ def test_a_run_with_evaluation_has_the_same_curve_bit_by_bit(data, tmp_path, way
     assert with_it.args.token_sampling_ratio == 0.5
 
 
+def test_a_run_that_goes_on_is_not_looked_at_twice(data, tmp_path):
+    changes = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    looks = settings(data, rows=2, read=0, samples=0)
+    first = trainer_of(data, tmp_path, looks, eval_on_start=True, **changes)
+    first.train()
+    again = trainer_of(data, tmp_path, looks, eval_on_start=True, **changes)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [entry["step"] for entry in evaluations(again)] == [0, 2, 4]
+    assert evaluations(again) == evaluations(first)
+
+
 # -- figures ---------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
@@ -444,21 +445,24 @@ class Board(TensorBoardCallback, _Safely):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.tb_writer is not None and logs:
-            for tag, value in scalars(with_speed(self.trainer, logs)).items():
-                self.tb_writer.add_scalar(tag, value, state.global_step)
-            self.tb_writer.flush()
+            self.attempt(lambda: self._add(scalars(with_speed(self.trainer, logs)), state.global_step))
+
+    def _add(self, points: dict[str, float], step: int) -> None:
+        for tag, value in points.items():
+            self.tb_writer.add_scalar(tag, value, step)
+        self.tb_writer.flush()
 
     def on_evaluate(self, args, state, control, **kwargs):
-        sheet = getattr(self.trainer, "sheet", None)
-        if self.tb_writer is not None and sheet is not None:
-            import numpy as np
+        if self.tb_writer is not None and getattr(self.trainer, "sheet", None) is not None:
+            self.attempt(lambda: self._add_samples(state.global_step))
 
-            self.tb_writer.add_image("eval/samples", np.asarray(sheet), state.global_step, dataformats="HWC")
-            lines = ["| group | task | expected | read |", "|---|---|---|---|"]
-            for row in sample_rows(self.trainer):
-                lines.append("| " + " | ".join(_cell(value) for value in row.values()) + " |")
-            self.tb_writer.add_text("eval/samples", "\n".join(lines), state.global_step)
-            self.tb_writer.flush()
+    def _add_samples(self, step: int) -> None:
+        self.tb_writer.add_image("eval/samples", np.asarray(self.trainer.sheet), step, dataformats="HWC")
+        lines = ["| group | task | expected | read |", "|---|---|---|---|"]
+        for row in sample_rows(self.trainer):
+            lines.append("| " + " | ".join(_cell(value) for value in row.values()) + " |")
+        self.tb_writer.add_text("eval/samples", "\n".join(lines), step)
+        self.tb_writer.flush()
 
 
 def _cell(text: str) -> str:
@@ -540,15 +544,17 @@ class Trackio(TrackioCallback, _Safely):
             self.setup(args, state, model)
         points = scalars(with_speed(self.trainer, logs or {}))
         if state.is_world_process_zero and points:
-            self._trackio.log(points, step=state.global_step)
+            self.attempt(lambda: self._trackio.log(points, step=state.global_step))
 
     def on_evaluate(self, args, state, control, **kwargs):
         sheet = getattr(self.trainer, "sheet", None)
-        if not state.is_world_process_zero or sheet is None:
-            return
+        if state.is_world_process_zero and sheet is not None:
+            self.attempt(lambda: self._log_samples(sheet, state.global_step))
+
+    def _log_samples(self, sheet: Any, step: int) -> None:
         table = self._trackio.Table(data=sample_rows(self.trainer))
-        picture = self._trackio.Image(sheet, caption=f"step {state.global_step}")
-        self._trackio.log({"eval/samples": picture, "eval/texts": table}, step=state.global_step)
+        picture = self._trackio.Image(sheet, caption=f"step {step}")
+        self._trackio.log({"eval/samples": picture, "eval/texts": table}, step=step)
 
     def on_push_begin(self, args, state, control, model, **kwargs):
         if args.trackio_space_id or args.trackio_static_space_id:  # otherwise it would make a Space by itself

@@ -29,6 +29,7 @@ import json
 import math
 import random
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ import torch
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import nn
+from tqdm import tqdm
 from transformers import EarlyStoppingCallback, Trainer
 
 from modeling_unit import UnitProcessor
@@ -279,6 +281,11 @@ class SamplesInTraining(Trainer):
                 EarlyStoppingCallback(settings.early_stopping_patience, settings.early_stopping_threshold)
             )
 
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        if resume_from_checkpoint:
+            self.args.eval_on_start = False  # the run has been looked at where it goes on
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         held = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(held, HeldOut):
@@ -313,10 +320,13 @@ class SamplesInTraining(Trainer):
         together = world > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         with torch.no_grad(), self.accelerator.autocast():
             reader = Reader(_inner(self.model), held.processor)
-            for group in held.groups:
-                for reads in (True, False):
-                    batches = group.batches(reads)
+            parts = [(group, reads, group.batches(reads)) for group in held.groups for reads in (True, False)]
+            hidden = rank > 0 or self.args.disable_tqdm or not sys.stderr.isatty()
+            total = sum(-(-len(batches) // world) for *_, batches in parts)
+            with tqdm(total=total, desc="held out", delay=2, leave=False, disable=hidden) as bar:
+                for group, reads, batches in parts:
                     for first in range(0, len(batches), world):
+                        bar.update()
                         number = first + rank
                         if number >= len(batches) and not together:
                             continue  # other ranks have the rest
@@ -378,7 +388,8 @@ class SamplesInTraining(Trainer):
         """Print the samples, and write all that was read; a disk that is full is no reason to stop."""
         shown = [sample for sample in samples if sample.image is not None]
         if shown:
-            print(sample_table(shown, shutil.get_terminal_size((120, 24)).columns), flush=True)
+            table = sample_table(shown, shutil.get_terminal_size((120, 24)).columns)
+            tqdm.write(table, file=sys.stdout)  # above the bar of the run
         folder = Path(self.args.output_dir) / FOLDER
         name = f"step-{self.state.global_step}"
         try:
