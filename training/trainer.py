@@ -34,6 +34,7 @@ from .freezing import trainable_table as trainable_table
 from .losses import Counted, alignment_loss, character_loss, sampled_tokens, slot_weights, token_losses
 from .optim import MuonWithAdamW, parameter_groups
 from .packing import first_tokens, repacked
+from .samples import SamplesInTraining
 from .terms import TermLog, means
 
 # What the loss is the sum of, and what of a group's batch only the loss takes
@@ -42,7 +43,7 @@ BESIDE = ("labels", "task_ids", "row_seeds", "character_classes", "token_places"
 SHOWN_ROWS = 4  # rows that a message names
 
 
-class UnitTrainer(BaseTrainer):
+class UnitTrainer(SamplesInTraining, BaseTrainer):
     """Joint training `L_lan + lambda * L_vis` [paper] on micro-batches of groups (see `training/data/mixture.py`).
 
     Args:
