@@ -404,6 +404,13 @@ class WholeCheckpoints(ManyDevices):
         alone = self.args.world_size <= 1
         return ["rng_state.pth" if alone else f"rng_state_{rank}.pth", f"log-state-{rank}.json"]
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        own = self.rank_files(self.args.process_index)[0]
+        if checkpoint is not None and not (Path(checkpoint) / own).is_file():
+            self.seed_rank()  # another number of processes before
+        else:
+            super()._load_rng_state(checkpoint)
+
     # -- what is between two lines of the log -------------------------------------------------------------------------
 
     def _save_rng_state(self, output_dir):

@@ -27,7 +27,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
@@ -217,7 +217,14 @@ class ManyDevices(Trainer):
                             return forward(*inputs, **settings)
 
                     self.model.forward = convert_outputs_to_fp32(autocast_forward)
-        return super()._prepare_for_training(*args, **kwargs)
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.args.world_size > 1:
+            self.seed_rank()
+        return prepared
+
+    def seed_rank(self) -> None:
+        """Random numbers of this process's own, dropout's and others': all processes have drawn the same weights."""
+        set_seed((self.args.seed * 1_000_003 + self.state.global_step * 4099 + self.args.process_index) % 2**32)
 
     def _get_grad_norm(self, model, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm)

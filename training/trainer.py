@@ -39,6 +39,14 @@ def freeze_parts(model: nn.Module, parts: list[str]) -> None:
             parameter.requires_grad_(False)
 
 
+def unread_parts(arguments: UnitTrainingArguments, teacher: nn.Module | None) -> list[str]:
+    """Parts that no term of the loss reads. They would get no gradient; frozen, they are not counted as trained, and
+    DDP does not wait for their gradients."""
+    unread = [] if arguments.language_weight else ["connector", "language_decoder"]
+    unread += [] if arguments.vision_weight and teacher is not None else ["vision_decoder", "projection"]
+    return unread + ([] if arguments.character_weight else ["heads"])
+
+
 def trainable_table(model: nn.Module) -> str:
     """What trains, part by part: tensors and parameters, trained and frozen."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
@@ -83,6 +91,7 @@ class UnitTrainer(BaseTrainer):
             freeze_unread(encoder)
         teacher = getattr(teacher, "vision_model", teacher)
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
+        freeze_parts(self.model, unread_parts(self.args, self.teacher))
         if self.teacher is not None:
             self.teacher.to(self.args.device)
         self.model_accepts_loss_kwargs = False  # each micro-batch normalises its own loss
