@@ -23,7 +23,7 @@ def pack_rows(rows: Sequence[dict[str, torch.Tensor]], patch_size: int, pad_toke
 
     Keys in: those of `GroupCollator`, with a first dimension of 1. Keys out: `pixel_values` (sum N_i, 3 * P * P) and
     `image_grid_hw` (B, 2), likewise `teacher_pixel_values` and `teacher_grid`; `character_classes`
-    (1, sum N_i, slots); texts (B, T) padded on the right, T a multiple of `step`.
+    (1, sum N_i, slots); texts (B, T) padded on the right, T a multiple of `step`; `task_ids` and `row_seeds` (B,).
     """
     pack = pack_images([row["pixel_values"][0] for row in rows], patch_size)
     if "teacher_pixel_values" in rows[0]:
@@ -31,6 +31,9 @@ def pack_rows(rows: Sequence[dict[str, torch.Tensor]], patch_size: int, pad_toke
         pack |= {"teacher_pixel_values": teacher["pixel_values"], "teacher_grid": teacher["image_grid_hw"]}
     if "character_classes" in rows[0]:
         pack["character_classes"] = torch.cat([row["character_classes"] for row in rows], dim=1)
+    for name in ("task_ids", "row_seeds"):
+        if name in rows[0]:
+            pack[name] = torch.cat([row[name] for row in rows])
     used = [int(row["attention_mask"].sum()) for row in rows]
     length = -(-max(used) // step) * step
     for name in ("input_ids", "labels", "attention_mask", "token_places"):

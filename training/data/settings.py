@@ -14,6 +14,7 @@ import numpy as np
 
 KINDS = ("natural", "document")
 TASKS = ("ocr", "caption", "markdown")
+EXCHANGED_DOCUMENTS = "document_x1"  # the group of documents that stage 2 adds
 
 
 @dataclass
@@ -133,6 +134,9 @@ class DataArguments:
         tasks: share of each kind's rows by task, `{ocr: 3, markdown: 1}`; by default as the sources have them.
         exchanged: stage 2: share of each kind's rows that come at the exchanged scale, natural pictures at x4 and
             documents at x1. The paper adds them and states no share; 0.2 [ours].
+        exchanged_x_height: which text documents at x1 read: rows whose lower-case x is known to be lower than so many
+            pixels once the page is brought to x1 are left out; 0 reads them all. The paper gives x1 pages of large
+            letters and no number; 5 [ours]: no set that this package builds has smaller ones at the size it is read.
         packed: as in a group, for the documents.
         curriculum: settings of [`CurriculumArguments`].
         streaming: read shard after shard instead of indexing every row beforehand; see `training/data/streaming.py`.
@@ -152,6 +156,7 @@ class DataArguments:
     kinds: dict[str, float] = field(default_factory=dict)
     tasks: dict[str, float] = field(default_factory=dict)
     exchanged: float = 0.2
+    exchanged_x_height: float = 5.0
     packed: bool = False
     curriculum: CurriculumArguments = field(default_factory=CurriculumArguments)
     streaming: bool = False
@@ -172,6 +177,8 @@ class DataArguments:
         for name in ("ranks", "streams", "patches"):
             if getattr(self, name) < 0:
                 raise ValueError(f"data.{name} must not be negative, got {getattr(self, name)}.")
+        if self.exchanged_x_height < 0:
+            raise ValueError(f"data.exchanged_x_height must not be negative, got {self.exchanged_x_height}.")
         if not 0.0 < self.exchanged < 1.0:
             raise ValueError(f"data.exchanged must lie between 0 and 1, got {self.exchanged}.")
         check_weights(self.kinds, KINDS, "data.kinds")
