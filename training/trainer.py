@@ -133,7 +133,8 @@ class UnitTrainer(BaseTrainer):
                 self.log_term(name, "vision_cosine", Counted(output.vision_cosine * sampled, sampled))
                 self.log_term(name, "vision_l1", Counted(output.vision_l1 * sampled, sampled))
             if "character_classes" in beside:
-                named = _unwrapped(model).character_head(output.image_features.patches)
+                head = _unwrapped(model).character_head  # in bf16 under FSDP2, whose weights are so in a step
+                named = head(output.image_features.patches.to(head.weight.dtype))
                 characters, right = character_loss(named, beside["character_classes"])
                 terms["character_loss"] = args.character_weight, characters
                 self.log_term(name, "character_accuracy", right)
