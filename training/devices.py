@@ -109,7 +109,7 @@ def whole_state(model: nn.Module, keep: bool, names: Iterable[str] | None = None
     wanted = None if names is None else set(names)
     found: dict[str, torch.Tensor] = {}
     seen: dict[int, torch.Tensor] = {}  # tied ones come once
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict(keep_vars=True).items():
         name = plain_name(name)
         if wanted is not None and name not in wanted:
             continue
