@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import QWEN3, document_row, picture_row, processor, unit_model, vision_config
 
+import training.terms
 from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput, UnitVisionModel
 from modeling_unit.modeling_unit import UnitImageFeatures
 from training.arguments import LoraArguments, UnitTrainingArguments
@@ -13,7 +14,9 @@ from training.collator import NUM_CHARACTER_CLASSES, GroupCollator
 from training.data.mixture import GroupArguments, GroupPlan, MixtureDataset, SourceArguments
 from training.data.schema import write_shards
 from training.lora import add_lora
+from training.losses import Counted
 from training.optim import PARTS, part_of
+from training.terms import TermLog, means
 from training.trainer import InterScaleTrainer, IntraScaleTrainer, UnitTrainer, freeze_parts, trainable_table
 
 STAGE_1 = ("natural_x1", "document_x4")
@@ -616,6 +619,44 @@ def test_logged_terms_are_means_over_all_that_was_counted_between_two_lines(tmp_
     assert entry["loss"] == pytest.approx(expected, abs=5e-5)
 
 
+def test_terms_of_several_ranks_are_means_over_what_all_counted(monkeypatch):
+    log = TermLog()
+    log.add("document_x4/language_loss", Counted(torch.tensor(6.0), torch.tensor(3)), 2.0)
+    log.add("document_x4/language_loss", Counted(torch.tensor(2.0), torch.tensor(1)), 2.0)
+    log.add("document_x4/language_loss/*", Counted(torch.tensor([8.0, 0.0, 0.0]), torch.tensor([4, 0, 0])))
+    other = {
+        "document_x4/language_loss": [12.0, 12.0, 2.0],
+        "document_x4/language_loss/*": [[0.0, 0.0, 12.0], [0.0, 0.0, 12.0], None],
+        "natural_x1/vision_loss": [1.0, 4.0, 0.5],
+    }
+    assert means(log.gathered()) == {"document_x4/language_loss": 2.0, "loss": 4.0}  # one task: not told apart
+    monkeypatch.setattr(training.terms, "gather_object", lambda mine: mine + [other])
+    assert means(log.gathered(ranks=2)) == {
+        "document_x4/language_loss": 1.25,  # 20 over 16
+        "document_x4/language_loss/ocr": 2.0,
+        "document_x4/language_loss/markdown": 1.0,
+        "natural_x1/vision_loss": 0.25,
+        "loss": 2.0 * 1.25 + 0.5 * 0.25,
+    }
+
+
+def test_labels_that_are_masked_are_told_at_the_next_line_of_the_log_at_the_latest(data, tmp_path):
+    """On a GPU they are not read at each step."""
+    model, _ = model_and_teacher()
+    trainer = UnitTrainer(model=model, args=arguments(tmp_path), train_dataset=mixture(data))
+    trainer.log_term("document_x4", "language_loss", Counted(torch.tensor(0.0), torch.tensor(0)), 1.0)
+    with pytest.raises(ValueError, match="all labels of group 'document_x4' are masked"):
+        trainer.log({"loss": 1.0})
+
+
+def test_the_terms_of_an_older_checkpoint_are_left_out(data, tmp_path):
+    model, _ = model_and_teacher()
+    trainer = UnitTrainer(model=model, args=arguments(tmp_path), train_dataset=mixture(data))
+    state = trainer.log_state()
+    trainer.load_log_state({"guard": state["guard"], "terms": {"document_x4/language_loss": [9.0, 2]}})
+    assert not trainer.terms.terms
+
+
 def test_a_picture_has_its_tokens_of_c_from_its_own_seed(tmp_path):
     """Whatever micro-batch it comes in, alone, padded or packed."""
     trainer = steady_trainer(tmp_path, micro_batches(8))
@@ -633,6 +674,8 @@ def test_a_picture_has_its_tokens_of_c_from_its_own_seed(tmp_path):
         assert torch.equal(masks([picture])[0], together[index])
     assert torch.equal(masks(pictures[::-1]), together.flip(0))
     assert torch.equal(masks(pictures, packed=True), together)
+    uncounted = GroupCollator(processor(), "natural", 1)(pictures, None)
+    assert torch.equal(trainer.group_inputs("natural_x1", uncounted)[0]["teacher_token_mask"], together)
     share = torch.cat([masks([picture | {"row_seed": seed}])[:, 1:] for seed in range(200)]).float().mean()
     assert abs(float(share) - 0.5) < 0.03
 

@@ -60,8 +60,6 @@ def repacked(pack: torch.Tensor, grids: torch.Tensor, patch_size: int) -> tuple[
     return found["pixel_values"], found["image_grid_hw"].to(grids.device)
 
 
-def first_tokens(grids: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Where the images of a pack begin in a sequence of `tokens` (prefix and patches of each), `(B,)`."""
-    counts = grids.prod(dim=1)
-    prefix = (tokens - int(counts.sum())) // len(grids)
-    return F.pad((counts + prefix).cumsum(0)[:-1], (1, 0))
+def first_tokens(grids: torch.Tensor, prefix: int) -> torch.Tensor:
+    """Where the images of a pack begin in a sequence of their tokens, `prefix` ones and patches of each, `(B,)`."""
+    return F.pad((grids.prod(dim=1) + prefix).cumsum(0)[:-1], (1, 0))

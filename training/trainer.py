@@ -166,6 +166,8 @@ class UnitTrainer(BaseTrainer):
         teacher_pixels = batch.pop("teacher_pixel_values", batch["pixel_values"])
         grids, mask = batch.pop("teacher_grid", batch.get("image_grid_hw")), batch.pop("teacher_token_mask", None)
         if self.sees_teacher(name):
+            if mask is None:  # nobody has counted this micro-batch
+                mask = self.sampled_tokens(teacher_pixels, grids, group.get("row_seeds"))
             batch |= self.teacher_targets(teacher_pixels, grids, mask) | {"vision_l1_weight": args.vision_l1_weight}
         if args.language_weight <= 0:  # the language decoder is left out
             text = ("input_ids", "attention_mask", "position_ids")
@@ -275,7 +277,7 @@ class UnitTrainer(BaseTrainer):
         else:
             own = round((pixel_values.shape[1] / 3) ** 0.5)
             total = prefix * len(grids) + len(pixel_values) * own**2 // patch**2
-            first = first_tokens(grids * own // patch, total)
+            first = first_tokens(grids * own // patch, prefix)
             image = torch.zeros(total, dtype=torch.long, device=grids.device).index_fill_(0, first, 1).cumsum(0) - 1
             place = (torch.arange(total, device=grids.device) - first[image])[None]
             seeds = None if row_seeds is None else row_seeds[image][None]
