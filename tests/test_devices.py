@@ -28,15 +28,19 @@ from training.optimizer_state import FILE, OLDER_FILE, leaves, load_state, save_
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATIONS = sorted((ROOT / "training" / "accelerate").glob("*.yaml"))
-STEPS, HALF, MICRO_BATCHES = 4, 2, 6
-TOLERANCE = 1e-5  # relative, of a loss; sums in another order are some 1e-8 apart after four steps
+STEPS, HALF, MICRO_BATCHES = 3, 2, 6
+TOLERANCE = 1e-5  # relative, of a loss; sums in another order are some 1e-8 apart after these steps
 LORA = ["lora.parts=[encoder, language_decoder]", "lora.dropout=0.0", "lora.use_dora=true"]
 
 
 def job(recipe: Path, name: str, processes: int, overrides=(), fsdp=False, start: str | None = None, **more) -> dict:
     """A run into the folder `name` beside the recipe, from the checkpoint of the run `start`."""
     out = recipe.parent / name
-    given = [f"training.output_dir={out}", f"training.gradient_accumulation_steps={MICRO_BATCHES // processes}"]
+    given = [
+        f"training.output_dir={out}",
+        f"training.save_steps={HALF}",
+        f"training.gradient_accumulation_steps={MICRO_BATCHES // processes}",
+    ]
     found = {"recipe": str(recipe), "overrides": [*given, *overrides], "fsdp": fsdp, **more}
     if start:
         found["copy"] = [str(each / f"checkpoint-{HALF}") for each in (recipe.parent / start, out)]
@@ -90,7 +94,7 @@ def test_two_processes_give_the_loss_curve_and_weights_of_one(runs, way):
     assert weight < 1e-4  # a tenth of a step of AdamW at the rate of 1e-3
 
 
-@pytest.mark.parametrize("move", ["one-ddp", "ddp-one", "ddp-three", "ddp-fsdp", "fsdp-ddp", "fsdp-one", "one-three"])
+@pytest.mark.parametrize("move", ["one-ddp", "ddp-one", "ddp-three", "ddp-fsdp", "fsdp-ddp", "fsdp-one"])
 def test_checkpoints_move_between_numbers_of_processes_and_ways(runs, move):
     _, relative, weight = differences(runs / move, runs / "one", HALF + 1)
     assert relative < TOLERANCE
