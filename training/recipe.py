@@ -54,6 +54,7 @@ from .data.settings import (
     expand_groups,
 )
 from .data.streaming import StreamDataset, StreamGroup, layout_of
+from .devices import check_launch, load_whole_models, speak_once
 from .live import LiveArguments, LivePictures, LiveTeacherModel, LiveTeacherTrainer, live_views
 from .llava_data import ConversationCollator, Conversations, LlavaTrainer
 from .lora import add_lora
@@ -333,6 +334,9 @@ def main(path: str | Path, overrides: list[str] | None = None, accept_changes: b
     if hub.get("push_to_hub") and recipe.stage == "llava":
         raise ValueError("training.push_to_hub: a LLaVA model is not published by this package; push its folder.")
     arguments = UnitTrainingArguments(**(settings | training))
+    check_launch(arguments)
+    load_whole_models(arguments)
+    speak_once(arguments)
     if arguments.max_steps <= 0:
         raise ValueError("A recipe needs training.max_steps: the mixture has no end of its own.")
     _check_evaluation(recipe, arguments)
@@ -360,23 +364,25 @@ def main(path: str | Path, overrides: list[str] | None = None, accept_changes: b
                 "would have. Keep the product of processes and gradient_accumulation_steps to go on exactly."
             )
         recipe.data = layout | {key: value for key, value in recipe.data.items() if value}
-    sharded = arguments.fsdp or arguments.deepspeed or os.environ.get("ACCELERATE_USE_FSDP")
+    sharded = any(os.environ.get(f"ACCELERATE_USE_{each}") for each in ("FSDP", "DEEPSPEED"))
     planned = recipe.stage in ("intra_scale", "inter_scale") and arguments.process_index == 0 and not checkpoint
     if arguments.device.type == "cuda" and planned and not sharded:
         from .plan import check_fits  # it reads recipes itself
 
         check_fits(path, overrides, max(1, arguments.world_size))
     run = {"teacher": _teacher_run, "llava": _llava_run}.get(recipe.stage, _stage_run)
-    trainer, finish = run(recipe, arguments)
+    with arguments.main_process_first(desc="data and start"):  # what is fetched or built is so once
+        trainer, finish = run(recipe, arguments)
     say(trainable_table(trainer.model))
     if checkpoint:
         say(f"Going on from {checkpoint}")
     out = Path(arguments.output_dir)
     trainer.facts, trainer.log_path = facts, out / "log.jsonl"
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trained = trainer.whole_model()  # of all processes, where it lies in parts
     if trainer.is_world_process_zero():
         try:
-            finish(out)
+            finish(trained, out)
             write_log(out, recipe, trainer.state.log_history, time.time() - started)
         except Exception as error:
             if not is_writing_error(error):
@@ -440,7 +446,7 @@ def _teacher_run(recipe: Recipe, arguments: UnitTrainingArguments):
         data = PictureTargets(pictures, processor, recipe.pictures_per_batch, length, arguments.seed)
         trainer = TeacherTrainer(model=model, args=arguments, train_dataset=data)
 
-    def finish(out: Path) -> None:
+    def finish(model: TeacherModel, out: Path) -> None:
         save_teacher(model, out)
         processor.save_pretrained(out)
 
@@ -494,7 +500,7 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         image_processor=processor.image_processor,
     )
 
-    def finish(out: Path) -> None:
+    def finish(model: UnitForPreTraining, out: Path) -> None:
         model.language_model.set_attn_implementation("sdpa")
         if is_adapted(model) and arguments.should_save:
             save_adapter(model, out / ADAPTER, *(base or base_of(save_base(model, processor, out / BASE))))
@@ -588,7 +594,7 @@ def stage_data(
             for pair in pairs
         ]
         data = MixtureDataset(plans, length)
-    if refusals.refused:
+    if refusals.refused and arguments.process_index == 0:
         print(f"Rows left out:\n{refusals}", flush=True)
     return data
 
@@ -608,7 +614,7 @@ def _llava_run(recipe: Recipe, arguments: UnitTrainingArguments):
         model=model, args=arguments, train_dataset=data, data_collator=ConversationCollator(processor, longest)
     )
 
-    def finish(out: Path) -> None:
+    def finish(model: LlavaForConditionalGeneration, out: Path) -> None:
         if is_adapted(model) and arguments.should_save:
             save_adapter(model, out / ADAPTER, *base)
         merged = model.merge_and_unload() if is_adapted(model) else model
