@@ -5,8 +5,8 @@
 
 The cells work in a temporary folder. No kernel: a cell of ours is plain Python with `display` (no `!` and no `%`), so
 that a test of it needs neither Jupyter nor a socket, and runs in a process that it cannot spoil. What was printed and
-shown is stored as Jupyter would store it; the temporary folder is called `…` there. The first cell that fails ends it
-with status 1, its error among the outputs.
+shown is stored as Jupyter would store it; the temporary folder is left out of paths there. The first cell that fails
+ends it with status 1, its error among the outputs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Outputs:
         if text:
             if not self.stored or self.stored[-1]["output_type"] != "stream":
                 self.stored.append({"name": "stdout", "output_type": "stream", "text": ""})
-            self.stored[-1]["text"] += text.replace(self.hidden, "…")
+            self.stored[-1]["text"] += text.replace(self.hidden, "")
         return len(text)
 
     def flush(self) -> None:
@@ -63,7 +64,8 @@ class Outputs:
             return
         size = picture.size
         if picture.width > WIDEST:
-            picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)), Image.Resampling.LANCZOS)
+            height = round(picture.height * WIDEST / picture.width)
+            picture = picture.resize((WIDEST, height), Image.Resampling.LANCZOS)
         file = io.BytesIO()
         picture.convert("RGB").quantize(64).save(file, "PNG", optimize=True)
         data = {"image/png": base64.b64encode(file.getvalue()).decode(), "text/plain": f"{size[0]} x {size[1]} pixels"}
@@ -85,6 +87,7 @@ def execute(notebook: dict[str, Any], folder: Path) -> bool:
         outputs = Outputs(f"{folder}{os.sep}")
         namespace["display"] = outputs.display
         cell["execution_count"] = number
+        started = time.perf_counter()
         try:
             with contextlib.redirect_stdout(outputs):
                 tree = ast.parse("".join(cell["source"]))
@@ -96,6 +99,7 @@ def execute(notebook: dict[str, Any], folder: Path) -> bool:
             print("\n".join([*(str(each.get("text", "")) for each in outputs.stored), *lines]), file=sys.stderr)
             return False
         cell["outputs"] = outputs.cell_outputs()
+        print(f"cell {number}: {time.perf_counter() - started:.1f} s", file=sys.stderr)
     notebook["metadata"]["executed"] = code_digest(notebook)
     return True
 
