@@ -7,7 +7,6 @@ when there is one, and writes the trained model to `output_dir`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import logging
 import os
@@ -36,12 +35,12 @@ from modeling_unit import (
     UnitProcessor,
     UnitVisionConfig,
 )
-from modeling_unit.architectures_unit import prefix_tokens
 from modeling_unit.vision_sources_unit import find_model_type, find_vision_source
 
 from .adapter import ADAPTER, BASE, base_of, is_adapted, save_adapter, save_base
 from .arguments import LoraArguments, UnitTrainingArguments
 from .checkpoints import first_line, from_rank_0, is_writing_error, last_whole_checkpoint, write_log_lines
+from .checks import check_bf16, check_nested, check_run, check_teacher, check_types, unknown_key
 from .collator import NUM_CHARACTER_CLASSES, GroupCollator
 from .data.mixture import GroupPlan, MixtureDataset
 from .data.refusals import Refusals
@@ -171,6 +170,7 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     _check_keys(settings.get("curriculum") or {}, CurriculumArguments, "`data.curriculum`")
     for source in _list(settings.get("sources"), "`data.sources`"):
         _check_source(source)
+    check_nested(data)
     DataArguments(**{key: value for key, value in settings.items() if value is not None})
     if settings.get("sources") and data.get("groups"):
         raise ValueError("`groups` and `data.sources` say the same in two ways: give one of them.")
@@ -195,9 +195,8 @@ def _check_keys(given: dict[str, Any], target: type, where: str) -> None:
     known = [each.name for each in dataclasses.fields(target)]
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known[:12])} ..."
-            raise ValueError(f"Unknown key {key!r} in {where}.{hint}")
+            raise ValueError(unknown_key(key, known, where))
+    check_types(given, target, where)
     for each in dataclasses.fields(target):
         required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
         if required and each.name not in given:
@@ -315,6 +314,7 @@ def main(path: str | Path, overrides: list[str] | None = None, accept_changes: b
     training, hub = take_hub_settings(recipe.training)
     if hub.get("push_to_hub") and recipe.stage == "llava":
         raise ValueError("training.push_to_hub: a LLaVA model is not published by this package; push its folder.")
+    check_bf16(settings | training)
     arguments = UnitTrainingArguments(**(settings | training))
     if arguments.max_steps <= 0:
         raise ValueError("A recipe needs training.max_steps: the mixture has no end of its own.")
@@ -341,6 +341,7 @@ def main(path: str | Path, overrides: list[str] | None = None, accept_changes: b
                 "would have. Keep the product of processes and gradient_accumulation_steps to go on exactly."
             )
         recipe.data = layout | {key: value for key, value in recipe.data.items() if value}
+    check_run(recipe, arguments, path, overrides, going_on=checkpoint is not None)
     sharded = arguments.fsdp or arguments.deepspeed or os.environ.get("ACCELERATE_USE_FSDP")
     planned = recipe.stage in ("intra_scale", "inter_scale") and arguments.process_index == 0 and not checkpoint
     if arguments.device.type == "cuda" and planned and not sharded:
@@ -445,16 +446,7 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         else:
             found = find_vision_source(recipe.teacher, **_encoder_settings(recipe, "teacher"))
             teacher = found.load(torch.float32)
-        if teacher.config.hidden_size != model.config.vision_decoder_config.output_size:
-            raise ValueError(
-                f"The teacher's width is {teacher.config.hidden_size}, the vision decoder gives "
-                f"{model.config.vision_decoder_config.output_size}."
-            )
-        if prefix_tokens(teacher.config) != model.config.num_prefix_tokens:
-            raise ValueError(
-                f"The teacher puts {prefix_tokens(teacher.config)} class and register tokens in front of its patch "
-                f"tokens, the encoder {model.config.num_prefix_tokens}: L_vis compares them token by token."
-            )
+        check_teacher(teacher.config, model.config)
     data = stage_data(recipe, arguments, processor, model.config)
     model = add_lora(model, LoraArguments(**recipe.lora))
     if model.config.projection_dim:
