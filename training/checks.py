@@ -33,7 +33,8 @@ from modeling_unit.architectures_unit import prefix_tokens
 from modeling_unit.configuration_unit import UnitConnectorConfig, UnitVisionConfig, UnitVisionDecoderConfig
 from modeling_unit.vision_sources_unit import find_model_type
 
-from .arguments import UnitTrainingArguments
+from .adapter import check_continued
+from .arguments import LoraArguments, UnitTrainingArguments
 from .collator import TEXT_STEP
 from .data.mixture import find_shards
 from .data.settings import KINDS, GroupArguments, SourceArguments
@@ -277,6 +278,11 @@ def check_stage(
     if described.teacher is not None:
         check_teacher(described.teacher, config)
         check_teacher_grid(described.teacher, images)
+    lora = LoraArguments(**recipe.lora)
+    if lora.adapter:
+        check_continued(lora.adapter, recipe.start)
+    if lora.base_dtype == "bfloat16" and not arguments.bf16:
+        raise ValueError("lora.base_dtype: bfloat16 needs training.bf16: true, with which products are in bfloat16.")
     groups = groups_of(recipe, images)
     check_groups(groups, recipe.stage, arguments)
     if recipe.language_decoder or not whole:
@@ -303,7 +309,7 @@ def check_stage(
     if not trained:
         raise ValueError("Nothing trains: all parts are under training.freeze, or have no adapter.")
     if not going_on:
-        check_disk(model, arguments, adapters=bool(recipe.lora.get("parts")))
+        check_disk(model, arguments, adapters=lora.adapts)
     if arguments.device.type == "cpu" and arguments.process_index == 0:
         check_memory(model, teacher, arguments, recipe, described, path, overrides)
 

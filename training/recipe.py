@@ -37,7 +37,7 @@ from modeling_unit import (
 )
 from modeling_unit.vision_sources_unit import find_model_type, find_vision_source
 
-from .adapter import ADAPTER, BASE, base_of, is_adapted, save_adapter, save_base
+from .adapter import ADAPTER, BASE, base_of, is_adapted, merged_on_base, save_adapter, save_base
 from .arguments import LoraArguments, UnitTrainingArguments
 from .checkpoints import first_line, from_rank_0, is_writing_error, last_whole_checkpoint, write_log_lines
 from .checks import check_bf16, check_nested, check_run, check_teacher, check_types, unknown_key
@@ -48,7 +48,7 @@ from .data.settings import CurriculumArguments, DataArguments, GroupArguments, S
 from .data.streaming import StreamDataset, StreamGroup, layout_of
 from .live import LiveArguments, LivePictures, LiveTeacherModel, LiveTeacherTrainer, live_views
 from .llava_data import ConversationCollator, Conversations, LlavaTrainer
-from .lora import add_lora
+from .lora import adapted_parts, add_lora, expand_preset, lower_frozen, share_frozen, single_scale
 from .publish import check_destination, code_version, push_run, take_hub_settings
 from .resume import differences, facts_left, facts_of, told_differences
 from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
@@ -99,8 +99,10 @@ class Recipe:
             data set of our schema; see `training/llava_data.py`.
         training: settings of [`UnitTrainingArguments`]. `push_to_hub: true` with `hub_model_id` (`hub_private_repo`,
             `hub_revision`) publishes the model once, at the end, as `unit push` does.
-        lora: settings of [`LoraArguments`]. The weights saved are merged ones; `adapter/` beside them is the adapter
-            alone, for peft, and `base/`, of a new model, what it belongs on (see `training/adapter.py`).
+        lora: settings of [`LoraArguments`], or the name of a preset: `encoder`, `decoder`, `both`. The weights saved
+            are merged ones; `adapter/` beside them is the adapter alone, for peft, and `base/`, of a new model, what
+            it belongs on (see `training/adapter.py`). A recipe with `lora` and no `stage` is of stage 2, which mixes
+            the scales.
         threads: CPU threads; 0 leaves torch's choice.
     """
 
@@ -139,6 +141,8 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} must hold a mapping with the key `stage`.")
+    if isinstance(data.get("lora"), str):
+        data["lora"] = {"preset": data["lora"]}
     for override in overrides or []:
         key, separator, value = override.partition("=")
         if not separator:
@@ -155,6 +159,7 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
             place[last] = yaml.load(value, RecipeLoader)
         except yaml.YAMLError:
             raise ValueError(f"The value in {override!r} is not valid YAML.") from None
+    expand_preset(data)
     _check_keys(data, Recipe, "the recipe")
     if data["stage"] not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {data['stage']!r}.")
@@ -171,6 +176,7 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for source in _list(settings.get("sources"), "`data.sources`"):
         _check_source(source)
     check_nested(data)
+    LoraArguments(**(data.get("lora") or {}))
     DataArguments(**{key: value for key, value in settings.items() if value is not None})
     if settings.get("sources") and data.get("groups"):
         raise ValueError("`groups` and `data.sources` say the same in two ways: give one of them.")
@@ -448,10 +454,23 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
             teacher = found.load(torch.float32)
         check_teacher(teacher.config, model.config)
     data = stage_data(recipe, arguments, processor, model.config)
-    model = add_lora(model, LoraArguments(**recipe.lora))
+    lora = LoraArguments(**recipe.lora)
+    model = add_lora(model, lora)
     if model.config.projection_dim:
         freeze_parts(model, ["projection"])  # the teacher's, kept as it is
     freeze_parts(model, arguments.freeze)
+    groups = [(group.arguments.kind, group.arguments.scale) for group in data.groups]
+    warning = single_scale(groups, adapted_parts(lora, model)) if lora.warn_single_scale else None
+    if warning and arguments.process_index == 0:
+        print_line(warning)
+    lowered = lora.base_dtype != "float32"
+    if lowered and base is None:  # while its weights are whole
+        folder = Path(arguments.output_dir) / BASE
+        if arguments.should_save and not folder.is_dir():
+            save_base(model, processor, folder)
+        base = str(folder.resolve()), None
+    if lowered:
+        lower_frozen(model)
     stage = IntraScaleTrainer if recipe.stage == "intra_scale" else InterScaleTrainer
     trainer = stage(
         model=model,
@@ -460,12 +479,19 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         teacher=teacher,
         image_processor=processor.image_processor,
     )
+    if trainer.teacher is not None:
+        share_frozen(trainer.teacher, model)
 
     def finish(out: Path) -> None:
         model.language_model.set_attn_implementation("sdpa")
         if is_adapted(model) and arguments.should_save:
             save_adapter(model, out / ADAPTER, *(base or base_of(save_base(model, processor, out / BASE))))
-        merged = model.merge_and_unload() if is_adapted(model) else model
+        if lowered:
+            classes = {"num_character_classes": model.config.num_character_classes}
+            merged = merged_on_base(out / ADAPTER, *base, UnitForPreTraining.__name__, **classes)
+            merged.generation_config = model.generation_config
+        else:
+            merged = model.merge_and_unload() if is_adapted(model) else model
         merged.save_pretrained(out)
         processor.save_pretrained(out)
 
