@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -52,6 +53,7 @@ GIB = 2**30
 LEAST_FILLED = 0.5
 # Ours: the plan's own tolerance, as of a GPU
 TOLERANCE = 1.15
+FSDP = "ACCELERATE_USE_FSDP"  # of `accelerate launch`
 LOOKED_AT = 4  # conversations, for labels
 
 
@@ -173,7 +175,8 @@ def check_run(
     """
     from .plan import written_beside
 
-    check_schedule(recipe, arguments)
+    trial = any(each.startswith("training.max_steps=") for each in overrides or [])
+    check_schedule(recipe, arguments, trial)
     for name in ("start", "teacher", "language_decoder"):
         given = getattr(recipe, name)
         path_like = given is not None and (Path(given).is_absolute() or given.count("/") > 1 or given[0] in ".~")
@@ -188,8 +191,12 @@ def check_run(
     check_output(arguments.output_dir)
 
 
-def check_schedule(recipe: Recipe, arguments: UnitTrainingArguments) -> None:
+def check_schedule(recipe: Recipe, arguments: UnitTrainingArguments, trial: bool = False) -> None:
     """Rates, steps and weights with which nothing would be learnt.
+
+    Args:
+        trial: `max_steps` was given with the command, as for a few steps of a long recipe: a warm-up that is longer
+            is said and not refused.
 
     Raises:
         ValueError: such a setting.
@@ -199,10 +206,14 @@ def check_schedule(recipe: Recipe, arguments: UnitTrainingArguments) -> None:
     if arguments.optimizer == "muon" and not arguments.muon_learning_rate > 0:
         raise ValueError(f"training.muon_learning_rate must be above 0, got {arguments.muon_learning_rate:g}.")
     if arguments.warmup_steps > arguments.max_steps:
-        raise ValueError(
+        line = (
             f"training.warmup_steps ({arguments.warmup_steps:g}) is more than training.max_steps "
-            f"({arguments.max_steps}): the learning rate would never arrive."
+            f"({arguments.max_steps}): the learning rate never arrives."
         )
+        if not trial:
+            raise ValueError(line)
+        if arguments.process_index == 0:
+            print(line, flush=True)
     for name in ("gradient_accumulation_steps", "per_device_train_batch_size"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"training.{name} must be 1 or more, got {getattr(arguments, name)}.")
@@ -283,6 +294,8 @@ def check_stage(
         check_continued(lora.adapter, recipe.start)
     if lora.base_dtype == "bfloat16" and not arguments.bf16:
         raise ValueError("lora.base_dtype: bfloat16 needs training.bf16: true, with which products are in bfloat16.")
+    if lora.base_dtype == "bfloat16" and (arguments.fsdp or arguments.deepspeed or os.environ.get(FSDP)):
+        raise ValueError("lora.base_dtype: bfloat16 is for one device or DDP: FSDP and DeepSpeed want one dtype.")
     groups = groups_of(recipe, images)
     check_groups(groups, recipe.stage, arguments)
     if recipe.language_decoder or not whole:

@@ -13,6 +13,7 @@ saves the teacher.
 from __future__ import annotations
 
 import difflib
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -145,19 +146,25 @@ def single_scale(groups: Iterable[tuple[str, int]], adapted: Iterable[str]) -> s
 # -- memory -------------------------------------------------------------------------------------------------------
 
 
-def lower_frozen(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> int:
-    """Keep the frozen matrices of linear layers in a shorter dtype, in place; returns the bytes saved.
+def lower_frozen(model: nn.Module, teacher: nn.Module | None = None, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Keep the frozen matrices of the layers that could take adapters in a shorter dtype, in place; returns the bytes
+    saved.
 
-    Under autocast a linear layer rounds its weight to bfloat16 anyway, so that a step computes the same. Embeddings,
-    also where a head is tied to them, norms and biases stay: what leaves them is not rounded.
+    Under autocast such a layer rounds its weight to bfloat16 anyway, so that a step computes the same. Embeddings, of
+    patches too, norms and biases stay: what leaves them is not rounded. So does what `teacher` shares, which computes
+    in float32: see [`share_frozen`].
     """
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    kept = {parameter.data_ptr() for parameter in (teacher.parameters() if teacher is not None else ())}
+    pattern = re.compile(r"(.*\.)?(" + "|".join(TARGETS.values()) + ")")
     saved = 0
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and not module.weight.requires_grad and id(module.weight) not in tables:
-            before = module.weight.element_size()
-            module.weight.data = module.weight.data.to(dtype)
-            saved += (before - module.weight.element_size()) * module.weight.numel()
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or not pattern.fullmatch(name.removesuffix(".base_layer")):
+            continue
+        weight = module.weight
+        if not weight.requires_grad and weight.data_ptr() not in kept:
+            before = weight.element_size()
+            weight.data = weight.data.to(dtype)
+            saved += (before - weight.element_size()) * weight.numel()
     return saved
 
 
@@ -173,7 +180,7 @@ def share_frozen(teacher: nn.Module, model: nn.Module) -> int:
         theirs = own.get(name)
         if theirs is None or type(theirs) is not type(parameter.data) or theirs.device != parameter.device:
             continue
-        if theirs.shape == parameter.shape and torch.equal(theirs, parameter.data.to(theirs.dtype)):
+        if theirs.dtype == parameter.dtype and torch.equal(theirs, parameter.data):
             saved += parameter.numel() * parameter.element_size()
             parameter.data = theirs
     return saved

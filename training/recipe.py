@@ -469,8 +469,6 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         if arguments.should_save and not folder.is_dir():
             save_base(model, processor, folder)
         base = str(folder.resolve()), None
-    if lowered:
-        lower_frozen(model)
     stage = IntraScaleTrainer if recipe.stage == "intra_scale" else InterScaleTrainer
     trainer = stage(
         model=model,
@@ -479,8 +477,11 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         teacher=teacher,
         image_processor=processor.image_processor,
     )
-    if trainer.teacher is not None:
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # these move weights about
+    if trainer.teacher is not None and not sharded:
         share_frozen(trainer.teacher, model)
+    if lowered:
+        lower_frozen(model, trainer.teacher)
 
     def finish(out: Path) -> None:
         model.language_model.set_attn_implementation("sdpa")
