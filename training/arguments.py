@@ -88,8 +88,10 @@ class LoraArguments:
             `"orthogonal"` (both at random, their product zero; r even).
         adapter: folder or Hub id of an adapter to go on with, trained on `start`; its shape is its own, so that of the
             settings above none may be given.
-        base_dtype: `"bfloat16"` keeps the frozen matrices in two bytes a weight. A step with `training.bf16` rounds
-            them to that anyway; the merged model is made from the base in float32 [ours].
+        base_dtype: `"bfloat16"` keeps the frozen matrices in two bytes a weight, `"auto"` does so where it can:
+            with `training.bf16`, on one device or DDP. A step with `training.bf16` rounds them to that anyway; a
+            teacher with the same weights shares them and rounds likewise; the merged model is made from the base in
+            float32 [ours].
         warn_single_scale: one line before a run that shows the encoder's adapters a kind of image at one scale only.
 
     Raises:
@@ -120,12 +122,12 @@ class LoraArguments:
             )
         if self.init == "orthogonal" and self.r % 2:
             raise ValueError(f"lora.init orthogonal needs an even lora.r, got {self.r}.")
-        if self.base_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"lora.base_dtype must be float32 or bfloat16, got {self.base_dtype!r}.")
+        if self.base_dtype not in ("float32", "bfloat16", "auto"):
+            raise ValueError(f"lora.base_dtype must be float32, bfloat16 or auto, got {self.base_dtype!r}.")
         own = (self.preset, self.parts, self.use_dora, self.use_rslora, self.init is not True)
         if self.adapter and any(own):
             raise ValueError("lora.adapter has its own shape: leave out preset, parts, use_dora, use_rslora and init.")
-        if self.base_dtype != "float32" and not self.adapts:
+        if self.base_dtype == "bfloat16" and not self.adapts:
             raise ValueError("lora.base_dtype is for what adapters leave frozen: give lora.preset or lora.parts.")
 
     @property

@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import inspect
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -40,6 +39,7 @@ from .collator import TEXT_STEP
 from .data.mixture import find_shards
 from .data.settings import KINDS, GroupArguments, SourceArguments
 from .llava_data import IGNORED, ConversationCollator, Conversations
+from .lora import is_lowered
 from .optim import parameter_groups
 from .tokenizer import TASK_TOKENS, byte_tokenizer
 
@@ -53,7 +53,6 @@ GIB = 2**30
 LEAST_FILLED = 0.5
 # Ours: the plan's own tolerance, as of a GPU
 TOLERANCE = 1.15
-FSDP = "ACCELERATE_USE_FSDP"  # of `accelerate launch`
 LOOKED_AT = 4  # conversations, for labels
 
 
@@ -292,10 +291,7 @@ def check_stage(
     lora = LoraArguments(**recipe.lora)
     if lora.adapter:
         check_continued(lora.adapter, recipe.start)
-    if lora.base_dtype == "bfloat16" and not arguments.bf16:
-        raise ValueError("lora.base_dtype: bfloat16 needs training.bf16: true, with which products are in bfloat16.")
-    if lora.base_dtype == "bfloat16" and (arguments.fsdp or arguments.deepspeed or os.environ.get(FSDP)):
-        raise ValueError("lora.base_dtype: bfloat16 is for one device or DDP: FSDP and DeepSpeed want one dtype.")
+    is_lowered(lora, arguments)
     groups = groups_of(recipe, images)
     check_groups(groups, recipe.stage, arguments)
     if recipe.language_decoder or not whole:

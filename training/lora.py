@@ -13,6 +13,7 @@ saves the teacher.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainingArguments
 
 from .arguments import LoraArguments
 
@@ -41,11 +43,12 @@ FULL_PARTS = ["connector", "vision_decoder", "multi_modal_projector", "character
 # read, 16 where a language decoder that knows its language follows. alpha = 2 r: one rate for all ranks. No dropout: a
 # run sees a page few times, and dropout keeps a copy of every layer's input, a third of an adapted layer's
 # activations. The rate is ten times the paper's 5e-5 for full training, for adapters start from nothing and have few
-# directions to go; it is what a recipe gets that states none.
+# directions to go; it is what a recipe gets that states none. The base in bfloat16 where the run computes in it.
+COMMON = {"dropout": 0.0, "base_dtype": "auto"}
 PRESETS: dict[str, dict[str, Any]] = {
-    "encoder": {"parts": ["encoder"], "r": 32, "alpha": 64, "dropout": 0.0},
-    "decoder": {"parts": ["language_decoder"], "r": 16, "alpha": 32, "dropout": 0.0},
-    "both": {"parts": ["encoder", "language_decoder"], "r": 32, "alpha": 64, "dropout": 0.0},
+    "encoder": {"parts": ["encoder"], "r": 32, "alpha": 64} | COMMON,
+    "decoder": {"parts": ["language_decoder"], "r": 16, "alpha": 32} | COMMON,
+    "both": {"parts": ["encoder", "language_decoder"], "r": 32, "alpha": 64} | COMMON,
 }
 PRESET_RATE = 5e-4
 
@@ -143,44 +146,87 @@ def single_scale(groups: Iterable[tuple[str, int]], adapted: Iterable[str]) -> s
     )
 
 
+def is_sharded(arguments: TrainingArguments) -> bool:
+    """Whether FSDP or DeepSpeed divide the weights, which want one dtype and move them about."""
+    return bool(arguments.fsdp or arguments.deepspeed or os.environ.get("ACCELERATE_USE_FSDP"))
+
+
+def is_lowered(lora: LoraArguments, arguments: TrainingArguments) -> bool:
+    """Whether the frozen matrices of a run come in bfloat16.
+
+    Raises:
+        ValueError: they are asked to and cannot.
+    """
+    if lora.base_dtype == "float32" or not lora.adapts:
+        return False
+    able = arguments.bf16 and not is_sharded(arguments)
+    if lora.base_dtype == "bfloat16" and not able:
+        raise ValueError(
+            "lora.base_dtype: bfloat16 needs training.bf16: true, with which products are in bfloat16."
+            if not arguments.bf16
+            else "lora.base_dtype: bfloat16 is for one device or DDP: FSDP and DeepSpeed want one dtype."
+        )
+    return able
+
+
 # -- memory -------------------------------------------------------------------------------------------------------
 
 
-def lower_frozen(model: nn.Module, teacher: nn.Module | None = None, dtype: torch.dtype = torch.bfloat16) -> int:
+def lower_frozen(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> int:
     """Keep the frozen matrices of the layers that could take adapters in a shorter dtype, in place; returns the bytes
     saved.
 
-    Under autocast such a layer rounds its weight to bfloat16 anyway, so that a step computes the same. Embeddings, of
-    patches too, norms and biases stay: what leaves them is not rounded. So does what `teacher` shares, which computes
-    in float32: see [`share_frozen`].
+    Under autocast such a layer rounds its weight, bias and input to bfloat16 anyway, so that a step computes the same;
+    and autocast makes a new copy of a frozen weight in every forward pass, which the backward pass keeps. Outside of
+    autocast these layers round their inputs themselves. Embeddings, of patches too, and norms stay.
     """
-    kept = {parameter.data_ptr() for parameter in (teacher.parameters() if teacher is not None else ())}
     pattern = re.compile(r"(.*\.)?(" + "|".join(TARGETS.values()) + ")")
     saved = 0
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or not pattern.fullmatch(name.removesuffix(".base_layer")):
             continue
-        weight = module.weight
-        if not weight.requires_grad and weight.data_ptr() not in kept:
-            before = weight.element_size()
-            weight.data = weight.data.to(dtype)
-            saved += (before - weight.element_size()) * weight.numel()
+        if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+            continue
+        for parameter in module.parameters(recurse=False):
+            before = parameter.element_size()
+            parameter.data = parameter.data.to(dtype)
+            saved += (before - parameter.element_size()) * parameter.numel()
+        module.register_forward_pre_hook(_round_input)
     return saved
+
+
+def _round_input(module: nn.Linear, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (inputs[0].to(module.weight.dtype), *inputs[1:])
 
 
 def share_frozen(teacher: nn.Module, model: nn.Module) -> int:
     """Let a frozen teacher use the model's weights where those are frozen and the same, as the base below adapters is
-    that began as the teacher; returns the bytes that are no longer held twice."""
+    that began as the teacher; returns the bytes that are no longer held twice.
+
+    What [`lower_frozen`] has rounded is shared too: then the teacher rounds as the student does, to bfloat16's
+    8 bits.
+    """
     own: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and "vision_model." in name:
             own[name.rpartition("vision_model.")[2].replace(".base_layer.", ".")] = parameter.data
     saved = 0
-    for name, parameter in teacher.named_parameters():
-        theirs = own.get(name)
-        if theirs is None or type(theirs) is not type(parameter.data) or theirs.device != parameter.device:
-            continue
-        if theirs.dtype == parameter.dtype and torch.equal(theirs, parameter.data):
+    for module_name, module in teacher.named_modules():
+        pairs = []
+        for name, parameter in module.named_parameters(recurse=False):
+            theirs = own.get(f"{module_name}.{name}" if module_name else name)
+            if theirs is None or type(theirs) is not type(parameter.data) or theirs.device != parameter.device:
+                continue
+            if theirs.shape == parameter.shape and torch.equal(theirs, parameter.data.to(theirs.dtype)):
+                pairs.append((parameter, theirs))
+        lowered = any(theirs.dtype != parameter.dtype for parameter, theirs in pairs)
+        if lowered and (
+            not isinstance(module, nn.Linear) or len(pairs) != len(list(module.parameters(recurse=False)))
+        ):
+            continue  # weight and bias go together
+        for parameter, theirs in pairs:
             saved += parameter.numel() * parameter.element_size()
             parameter.data = theirs
+        if lowered:
+            module.register_forward_pre_hook(_round_input)
     return saved

@@ -48,7 +48,16 @@ from .data.settings import CurriculumArguments, DataArguments, GroupArguments, S
 from .data.streaming import StreamDataset, StreamGroup, layout_of
 from .live import LiveArguments, LivePictures, LiveTeacherModel, LiveTeacherTrainer, live_views
 from .llava_data import ConversationCollator, Conversations, LlavaTrainer
-from .lora import adapted_parts, add_lora, expand_preset, lower_frozen, share_frozen, single_scale
+from .lora import (
+    adapted_parts,
+    add_lora,
+    expand_preset,
+    is_lowered,
+    is_sharded,
+    lower_frozen,
+    share_frozen,
+    single_scale,
+)
 from .publish import check_destination, code_version, push_run, take_hub_settings
 from .resume import differences, facts_left, facts_of, told_differences
 from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
@@ -463,7 +472,7 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
     warning = single_scale(groups, adapted_parts(lora, model)) if lora.warn_single_scale else None
     if warning and arguments.process_index == 0:
         print_line(warning)
-    lowered = lora.base_dtype != "float32"
+    lowered = is_lowered(lora, arguments)
     if lowered and base is None:  # while its weights are whole
         folder = Path(arguments.output_dir) / BASE
         if arguments.should_save and not folder.is_dir():
@@ -477,11 +486,10 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         teacher=teacher,
         image_processor=processor.image_processor,
     )
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # these move weights about
-    if trainer.teacher is not None and not sharded:
-        share_frozen(trainer.teacher, model)
     if lowered:
-        lower_frozen(model, trainer.teacher)
+        lower_frozen(model)
+    if trainer.teacher is not None and not is_sharded(arguments):
+        share_frozen(trainer.teacher, model)
 
     def finish(out: Path) -> None:
         model.language_model.set_attn_implementation("sdpa")
