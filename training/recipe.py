@@ -150,9 +150,9 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} must hold a mapping with the key `stage`.")
-    if isinstance(data.get("lora"), str):
-        data["lora"] = {"preset": data["lora"]}
     for override in overrides or []:
+        if isinstance(data.get("lora"), str):  # a preset's name, to which something may be added
+            data["lora"] = {"preset": data["lora"]}
         key, separator, value = override.partition("=")
         if not separator:
             raise ValueError(f"An override must look like key=value, got {override!r}.")
