@@ -2,12 +2,12 @@
 
     python -m benchmarks.lora_scales [--steps 40] [--preset encoder] [--rates 5e-4 2e-3]
 
-From the checkpoint that ships, the two recipes of `training/recipes/lora` are run for a few steps each, on a quarter of
-their micro-batches, at the same rates, seed and number of steps: stage 1 shows each kind at one scale, stage 2 at both. Then every model is shown the
-same held-out rows at both scales, unchanged by training: `L_lan` of each group, the cosine distance of pictures to the
-teacher's features, and how far the patch features of each group have moved from the start's (one less their mean
-cosine). Needs the built data sets (`unit data`): chunks and pictures, train and validation; where they are not, the
-benchmark says so and leaves itself out.
+From the checkpoint that ships, the two recipes of `training/recipes/lora` are run for a few steps each, on a quarter
+of their micro-batches, at the same rates, seed and number of steps: stage 1 shows each kind at one scale, stage 2 at
+both. Then every model is shown the same held-out rows at both scales, unchanged by training: `L_lan` of each group,
+the cosine distance of pictures to the teacher's features, and how far the patch features of each group have moved from
+the start's (one less their mean cosine). Needs the built data sets (`unit data`): chunks and pictures, train and
+validation; where they are not, the benchmark says so and leaves itself out.
 """
 
 from __future__ import annotations

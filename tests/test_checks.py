@@ -262,6 +262,15 @@ BROKEN = {
         llava(),
         "is a 'unit', the stage llava trains what `unit llava TOWER LLM OUT` has written",
     ),
+    "a folder as a language decoder": (
+        lambda root: {"start": str(root / "clip"), "teacher": None, "language_decoder": str(root / "documents")},
+        "documents: no language model there (no config.json with a model_type)",
+    ),
+    "adapters in bfloat16 alone": (
+        lambda root: {"lora": {"preset": "both", "base_dtype": "bfloat16"}},
+        "lora.base_dtype: bfloat16 needs training.bf16: true",
+    ),
+    "an unknown preset": (lambda root: {"lora": "encoderr"}, "lora.preset must be one of encoder, decoder, both"),
     "a LLaVA without data": (llava(conversations=None), "The stage llava needs `conversations`."),
 }
 
@@ -322,6 +331,31 @@ def test_the_recipe_that_writes_the_start_is_named(parts, tmp_path, nothing_star
 def test_a_blank_source_beside_others_is_taken(parts, tmp_path, capsys):
     done = run(parts, tmp_path, source(0, "blanks", "documents")(parts), capsys)
     assert done.status == 0, done.lines
+
+
+def test_a_llava_that_has_nothing_to_learn_or_see(parts, tmp_path, capsys, monkeypatch):
+    """Answers that are all masked, a picture that is not there; before the model is loaded."""
+    assembled = tmp_path / "llava"
+    assert main(["llava", str(parts / "unit"), str(parts / "llama"), str(assembled), "--size", "32"]) == 0
+    asked = {"from": "human", "value": "<image>\nWhat?"}
+    silent = [{"image": "red-circle.png", "conversations": [asked, {"from": "gpt", "value": "red"}]}]
+    lost = [{"image": "gone.png", "conversations": [asked, {"from": "gpt", "value": "red"}]}]
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)
+    masked = checks.ConversationCollator.row
+    for entries, words in ((silent, "all labels are masked in the 1 conversations"), (lost, "there is no image")):
+        file = parts / "toys" / "broken.json"
+        file.write_text(json.dumps(entries))
+        if entries is silent:  # as a template would that puts nothing behind the question
+
+            def unlabelled(self, messages, tokens):
+                ids, labels = masked(self, messages, tokens)
+                return ids, [checks.IGNORED] * len(labels)
+
+            monkeypatch.setattr(checks.ConversationCollator, "row", unlabelled)
+        done = run(parts, tmp_path, llava(start=str(assembled), conversations=str(file))(parts), capsys)
+        assert done.status == 2
+        assert words in done.lines[-1]
+    assert not (tmp_path / "out").exists()
 
 
 # -- what the machine lacks ------------------------------------------------------------------------

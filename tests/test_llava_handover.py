@@ -90,7 +90,7 @@ def test_the_tower_of_a_run_goes_into_llava_and_learns_on(name, parts, tmp_path,
     first, second = (RECIPES / f"{each}.yaml" for each in ("1-projector", "2-all"))
     command("train", first, f"start={assembled}", f"training.output_dir={projector}", *data)
     command("train", second, f"start={projector}", f"training.output_dir={everything}", *data)
-    lora = ["lora=both", "lora.r=2", "lora.alpha=4"]
+    lora = ["lora=both", "lora.r=2", "lora.alpha=4", "training.bf16=true"]  # the base in bfloat16 then
     command("train", second, f"start={projector}", f"training.output_dir={adapted}", *data, *lora)
 
     # the tower is the run's, tensor by tensor

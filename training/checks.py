@@ -185,6 +185,7 @@ def check_run(
             raise ValueError(f"{name}: there is no {given}.{first}")
     if recipe.stage == "llava":
         check_llava(recipe)
+        is_lowered(LoraArguments(**recipe.lora), arguments)
     elif recipe.stage in TWO_STAGES:
         check_stage(recipe, arguments, Path(path), overrides or [], going_on)
     check_output(arguments.output_dir)
@@ -272,6 +273,9 @@ def check_stage(
         return  # a contradiction that `_stage_run` words
     if whole and arguments.vision_weight and recipe.teacher is None:
         return  # likewise
+    decoder = recipe.language_decoder
+    if decoder is not None and Path(decoder).is_dir() and find_model_type(decoder) is None:
+        raise ValueError(f"language_decoder {decoder}: no language model there (no config.json with a model_type).")
     try:
         described = describe(recipe, path)
     except (ValueError, OSError):

@@ -580,16 +580,23 @@ def _llava_run(recipe: Recipe, arguments: UnitTrainingArguments):
     base = base_of(recipe.start)
     longest = getattr(model.config.text_config, "max_position_embeddings", None)
     data = Conversations(recipe.conversations, recipe.images)
-    model = add_lora(model, LoraArguments(**recipe.lora))
+    lora = LoraArguments(**recipe.lora)
+    model = add_lora(model, lora)
     freeze_parts(model, arguments.freeze)
     trainer = LlavaTrainer(
         model=model, args=arguments, train_dataset=data, data_collator=ConversationCollator(processor, longest)
     )
+    lowered = is_lowered(lora, arguments)
+    if lowered:
+        lower_frozen(model)
 
     def finish(out: Path) -> None:
         if is_adapted(model) and arguments.should_save:
             save_adapter(model, out / ADAPTER, *base)
-        merged = model.merge_and_unload() if is_adapted(model) else model
+        if lowered:
+            merged = merged_on_base(out / ADAPTER, *base, LlavaForConditionalGeneration.__name__)
+        else:
+            merged = model.merge_and_unload() if is_adapted(model) else model
         merged.save_pretrained(out)
         processor.save_pretrained(out)
 
