@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,9 +35,11 @@ from training.adapter import base_of, export_adapter, merge_adapter, save_adapte
 from training.arguments import LoraArguments
 from training.data.schema import write_shards
 from training.export import export_model
-from training.lora import add_lora
+from training.lora import PRESETS, add_lora, lower_frozen, share_frozen, single_scale
 from training.recipe import main as run_recipe
+from training.recipe import read_recipe
 from training.tokenizer import byte_tokenizer
+from training.trainer import trainable_table
 from unit_cli.__main__ import main
 
 CLOSE = {"atol": 1e-5, "rtol": 0}  # one matrix in place of two rounds otherwise
@@ -108,7 +111,12 @@ def recipes(tmp_path_factory):
     def run(name, lora, **changes):
         training = {"max_steps": 2, "learning_rate": 0.05, "lr_scheduler_type": "constant", "disable_tqdm": True}
         training |= {"logging_steps": 1, "save_steps": 1, "character_weight": 1.0, "output_dir": str(root / name)}
-        recipe = {"stage": "intra_scale", "groups": groups, "training": training, "lora": {"r": 2} | lora}
+        recipe = {
+            "stage": "intra_scale",
+            "groups": groups,
+            "training": training,
+            "lora": lora if "adapter" in lora else {"r": 2} | lora,
+        }
         (root / f"{name}.yaml").write_text(yaml.safe_dump(recipe | changes))
         return run_recipe(root / f"{name}.yaml")
 
@@ -287,6 +295,297 @@ def test_a_run_without_adapters_leaves_none(recipes, run):
     assert not [path for path in out.iterdir() if path.is_dir()]
 
 
+# -- presets, going on, memory ---------------------------------------------------------------------
+
+
+def steps_of(out) -> list[str]:
+    return [line for line in (out / "log.jsonl").read_text().splitlines() if '"loss"' in line]
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "rank"),
+    [("encoder", ["encoder"], 32), ("decoder", ["language_decoder"], 16), ("both", BOTH, 32)],
+)
+def test_a_presets_name_is_enough(name, parts, rank, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"lora: {name}\n")
+    recipe = read_recipe(path)
+    common = {"dropout": 0.0, "base_dtype": "auto"}
+    assert recipe.lora == {"preset": name, "parts": parts, "r": rank, "alpha": 2 * rank} | common
+    assert recipe.training == {"learning_rate": 5e-4}
+    assert recipe.stage == "inter_scale"  # both scales of each kind, unless it says otherwise
+    changed = read_recipe(path, ["lora.r=4", "lora.use_dora=true", "training.learning_rate=1e-4", "stage=intra_scale"])
+    assert changed.lora == recipe.lora | {"r": 4, "use_dora": True}
+    assert changed.training == {"learning_rate": 1e-4}
+    assert changed.stage == "intra_scale"
+    path.write_text(f"stage: llava\nlora: {{preset: {name}, alpha: 8}}\n")
+    assert read_recipe(path).lora == recipe.lora | {"alpha": 8}
+    assert read_recipe(path, ["lora=encoder"]).lora["preset"] == "encoder"
+
+
+def test_every_preset_adapts_every_linear_layer_of_its_parts_and_no_other():
+    for name, preset in PRESETS.items():
+        model = tiny.unit_model(text=tiny.QWEN3)
+        inside = {
+            part: [
+                key
+                for key, module in model.named_modules()
+                if isinstance(module, nn.Linear) and pattern.match(key) and not key.endswith("embeddings.projection")
+            ]
+            for part, pattern in (
+                ("encoder", re.compile(r"vision_model\.blocks")),
+                ("language_decoder", re.compile(r"language_model\.model")),
+            )
+        }
+        wrapped = add_lora(model, LoraArguments(**preset | {"r": 2}))
+        adapters = {key.split(".lora_A")[0] for key, _ in wrapped.named_modules() if key.endswith(".lora_A")}
+        expected = {f"base_model.model.{key}" for part in preset["parts"] for key in inside[part]}
+        assert adapters == expected, name
+        trained = {key for key, parameter in wrapped.named_parameters() if parameter.requires_grad}
+        full = {key for key in trained if ".lora_" not in key}
+        assert {key.split(".")[2] for key in full} == {"connector", "vision_decoder"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"r": 0}, "lora.r must be 1 or more"),
+        ({"dropout": 1.0}, "lora.dropout must lie in"),
+        ({"init": "pissa"}, "lora.init must be true, gaussian or orthogonal, got 'pissa': others change the base"),
+        ({"init": "orthogonal", "r": 3}, "needs an even lora.r"),
+        ({"base_dtype": "float16", "parts": BOTH}, "lora.base_dtype must be float32, bfloat16 or auto"),
+        ({"base_dtype": "bfloat16"}, "is for what adapters leave frozen"),
+        ({"adapter": "somewhere", "parts": BOTH}, "lora.adapter has its own shape"),
+    ],
+)
+def test_settings_of_adapters_that_make_no_sense_are_refused(settings, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        LoraArguments(**settings)
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("lora: encoders\n")
+    with pytest.raises(ValueError, match=r"got 'encoders'\. Did you mean 'encoder'\?"):
+        read_recipe(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize("init", [True, "gaussian", "orthogonal"])
+def test_every_start_leaves_the_model_as_it_is(init):
+    model = tiny.unit_model(text=tiny.QWEN3)
+    expected = outputs(model)
+    wrapped = add_lora(model, LoraArguments(parts=BOTH, r=4, init=init))
+    same(wrapped, expected)
+    first = next(tensor for name, tensor in wrapped.state_dict().items() if "lora_A" in name)
+    assert float(first.abs().max()) > 0
+
+
+def test_one_scale_alone_is_told_once_and_only_of_the_encoder():
+    both = [("document", 4), ("document", 1), ("natural", 1), ("natural", 4)]
+    one = [("document", 4), ("natural", 1)]
+    told = single_scale(one, {"encoder"})
+    assert "document images at x4 and natural images at x1 only" in told
+    assert "document images at x1 and natural images at x4 may be spoiled" in told
+    assert "\n" not in told
+    assert "natural images at x1 may be" in single_scale([*both[:2], ("natural", 4)], {"encoder", "language_decoder"})
+    assert single_scale(both, {"encoder"}) is None
+    assert single_scale(one, {"language_decoder"}) is None
+
+
+def test_the_line_is_printed_by_a_run_and_can_be_left_out(recipes, run, tmp_path, capsys):
+    settings = {"max_steps": 1, "disable_tqdm": True, "save_strategy": "no", "learning_rate": 0.01}
+    for words, lora in ((1, {}), (0, {"warn_single_scale": False})):
+        training = settings | {"output_dir": str(tmp_path / f"out{words}")}
+        recipes.run("told", {"parts": ["encoder"]} | lora, start=str(run[0]), teacher=str(run[0]), training=training)
+        assert capsys.readouterr().out.count("may be spoiled") == words
+
+
+def test_the_table_tells_adapters_from_what_trains_in_full():
+    wrapped = add_lora(tiny.unit_model(text=tiny.QWEN3), LoraArguments(parts=["language_decoder"], r=2))
+    head, *lines = [line.split() for line in trainable_table(wrapped).splitlines()]
+    assert head == ["part", "parameters", "trained", "tensors", "adapters"]
+    table = {line[0]: [int(each.replace(",", "")) for each in line[1:]] for line in lines}
+    # r (in + out) of q, k, v, o, gate, up, down of width 32 and 48, of two layers; A and B of each
+    count = 2 * 2 * (4 * (32 + 32) + 3 * (32 + 48))
+    assert table["language_decoder"][1:] == [count, 2 * 7 * 2, count]
+    assert table["encoder"][1:] == [0, 0, 0]
+    own = sum(parameter.numel() for parameter in tiny.unit_model(text=tiny.QWEN3).connector.parameters())
+    assert table["connector"][:2] == [own, own]  # not counted twice
+    assert table["all"][1] == sum(each.numel() for each in wrapped.parameters() if each.requires_grad)
+
+
+@pytest.mark.parametrize(
+    "lora", [{"use_dora": True}, {"use_rslora": True}, {"base_dtype": "bfloat16", "init": "gaussian"}]
+)
+def test_a_run_with_adapters_resumes_bit_by_bit(lora, recipes, run, tmp_path):
+    training = {"max_steps": 4, "learning_rate": 0.01, "save_steps": 2, "logging_steps": 1, "disable_tqdm": True}
+    training |= {"output_dir": str(tmp_path / "out"), "bf16": "base_dtype" in lora, "use_cpu": True}
+    settings = {"preset": "both", "r": 2, "dropout": 0.1} | lora
+    sources = {"start": str(run[0]), "teacher": str(run[0]), "training": training}
+    out = recipes.run("again", settings, **sources)
+    log, weights = steps_of(out), load_file(out / "model.safetensors")
+    adapter = load_file(out / "adapter" / "adapter_model.safetensors")
+    shutil.rmtree(out / "checkpoint-4")
+    (out / "model.safetensors").unlink()
+    recipes.run("again", settings, **sources)
+    assert steps_of(out) == log
+    assert len(log) == 4
+    for name, tensor in load_file(out / "model.safetensors").items():
+        assert torch.equal(tensor, weights[name]), name
+    for name, tensor in load_file(out / "adapter" / "adapter_model.safetensors").items():
+        assert torch.equal(tensor, adapter[name]), name
+
+
+def test_a_base_in_bfloat16_changes_no_bit_of_a_run(recipes, run, tmp_path):
+    """Autocast rounds the same matrices to the same numbers; the merged model is made of the whole ones. (A teacher
+    that shares them rounds too: left out.)"""
+    training = {"max_steps": 2, "learning_rate": 0.01, "logging_steps": 1, "disable_tqdm": True, "bf16": True}
+    training |= {"vision_weight": 0.0}
+    training |= {"save_strategy": "no", "use_cpu": True}
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        training |= {"output_dir": str(tmp_path / dtype)}
+        settings = {"preset": "both", "r": 2, "base_dtype": dtype}
+        out = recipes.run("narrow", settings, start=str(run[0]), teacher=str(run[0]), training=dict(training))
+        found[dtype] = steps_of(out), load_file(out / "model.safetensors")
+    assert found["bfloat16"][0] == found["float32"][0]
+    assert found["bfloat16"][1].keys() == found["float32"][1].keys()
+    for name, tensor in found["float32"][1].items():
+        assert torch.equal(found["bfloat16"][1][name], tensor), name
+
+
+@pytest.mark.parametrize("name", ["unit_vision_model", "clip_vision_model", "siglip_vision_model", "dinov2", "vit"])
+def test_a_base_in_bfloat16_keeps_what_is_not_a_frozen_matrix(name):
+    vision = None if name == "unit_vision_model" else {"model_type": name} | ENCODER | FOREIGN[name]
+    model = add_lora(tiny.unit_model(vision=vision, text=tiny.QWEN3), LoraArguments(parts=["encoder"], r=2)).eval()
+    inputs = tiny.processor()(images=tiny.noise(40, 30), task="ocr")
+
+    @torch.no_grad()
+    def said():
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(**inputs).logits
+
+    expected, before = said(), {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+    saved = lower_frozen(model)
+    lowered = {key for key, parameter in model.named_parameters() if parameter.dtype == torch.bfloat16}
+    assert saved == 2 * sum(before[key].numel() for key in lowered)
+    assert any("language_model" in key for key in lowered)  # frozen as well
+    assert any("base_layer" in key for key in lowered)
+    for key, parameter in model.named_parameters():
+        if key in lowered:
+            assert not parameter.requires_grad
+            assert "embed" not in key
+            assert "lm_head" not in key
+        else:
+            assert torch.equal(parameter, before[key])
+    assert torch.equal(said(), expected)
+    with torch.no_grad():  # where nothing casts, as in an evaluation
+        alone = model(**inputs).logits
+    torch.testing.assert_close(alone, expected.float(), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("lowered", [False, True])
+def test_a_teacher_shares_what_is_frozen_and_the_same(lowered):
+    model = tiny.unit_model(text=tiny.QWEN3)
+    teacher = model.make_teacher()
+    with torch.no_grad():
+        teacher.blocks[0].mlp.fc1.weight.add_(1.0)  # this one is another
+    pixels = torch.randn(1, 3, 32, 32)
+    expected = teacher(pixels).last_hidden_state
+    total = sum(parameter.numel() for parameter in teacher.parameters())
+    wrapped = add_lora(model, LoraArguments(parts=["encoder"], r=2))
+    if lowered:
+        lower_frozen(wrapped)
+    other = teacher.blocks[0].mlp.fc1
+    kept = {id(other.weight)} | ({id(other.bias)} if lowered else set())  # one layer computes in one dtype
+    own = sum(parameter.numel() for parameter in teacher.parameters() if id(parameter) in kept)
+    assert share_frozen(teacher, wrapped) == 4 * (total - own)
+    places = {parameter.data_ptr() for parameter in wrapped.parameters()}
+    assert all((parameter.data_ptr() in places) == (id(parameter) not in kept) for parameter in teacher.parameters())
+    # of numbers about 1, through two layers, at 8 bits
+    torch.testing.assert_close(teacher(pixels).last_hidden_state, expected, atol=0.1 if lowered else 0, rtol=0)
+    assert not torch.equal(teacher(pixels).last_hidden_state, expected) or not lowered
+    assert share_frozen(model.make_teacher(), tiny.unit_model(text=tiny.QWEN3)) == 0  # of a model that trains in full
+
+
+def test_a_run_goes_on_with_a_published_adapter(recipes, run, tmp_path, capsys):
+    start, first = run
+    training = {"max_steps": 1, "learning_rate": 1e-30, "disable_tqdm": True, "save_strategy": "no", "use_cpu": True}
+    training |= {"weight_decay": 0.0}
+    sources = {"start": str(start), "teacher": str(start)}
+
+    def go_on(name, rate):
+        settings = training | {"learning_rate": rate, "output_dir": str(tmp_path / name)}
+        lora = {"adapter": str(first / "adapter")}
+        return recipes.run(name, lora, **sources, training=settings)
+
+    # what it begins with is what the first run ended with; the auxiliary head is not asked for any more
+    expected = outputs(of_base(first))
+    same(of_base(go_on("still", 1e-30)), expected)
+    out = go_on("moved", 0.05)
+    assert differ(outputs(of_base(out)), expected)
+    settings, before = (
+        json.loads((folder / "adapter" / "adapter_config.json").read_text()) for folder in (out, first)
+    )
+    assert settings["base_model_name_or_path"] == str(start.resolve())
+    assert {key: settings[key] for key in ("r", "lora_alpha")} == {key: before[key] for key in ("r", "lora_alpha")}
+    same(of_base(start, adapter=out / "adapter"), outputs(of_base(out)))
+    tensors = load_file(out / "adapter" / "adapter_model.safetensors")
+    moved = [
+        not torch.equal(tensor, load_file(first / "adapter" / "adapter_model.safetensors")[name])
+        for name, tensor in tensors.items()
+    ]
+    assert all(moved)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"start": "other"}, "was trained on other weights than"),
+        ({"lora": {"adapter": "gone/adapter/there"}}, "no such folder"),
+        ({"start": "wide"}, "was trained on other weights than"),
+    ],
+)
+def test_an_adapter_that_cannot_be_gone_on_with_is_refused(change, words, recipes, run, tmp_path):
+    torch.manual_seed(1)
+    saved_base(tmp_path / "other")
+    saved_base(tmp_path / "wide", tiny.unit_model(vision=tiny.vision_config(hidden_size=48), text=tiny.QWEN3))
+    start = str(tmp_path / change["start"]) if "start" in change else str(run[0])
+    training = {"max_steps": 1, "output_dir": str(tmp_path / "out"), "disable_tqdm": True}
+    lora = {"adapter": str(run[1] / "adapter")} | change.get("lora", {})
+    with pytest.raises(ValueError, match=words):
+        recipes.run("refused", lora, start=start, teacher=start, training=training)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["clip_vision_model", "siglip2_vision_model", "dinov3_vit"])
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"use_rslora": True}], ids=["lora", "dora", "rslora"])
+def test_adapters_on_foreign_encoders_learn_in_bfloat16_and_merge(name, settings, tmp_path):
+    """A step under autocast: every adapter gets gradients, what it becomes merges to 1e-5 in float32."""
+    model = tiny.unit_model(vision={"model_type": name} | ENCODER | FOREIGN[name], text=tiny.QWEN3)
+    wrapped = add_lora(model, LoraArguments(parts=BOTH, r=2, alpha=4, dropout=0.0, **settings)).train()
+    lower_frozen(wrapped)
+    inputs = tiny.processor()(images=tiny.noise(40, 30), task="ocr")
+    trained = {key: parameter for key, parameter in wrapped.named_parameters() if parameter.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=0.05)
+    before = {key: parameter.detach().clone() for key, parameter in trained.items()}
+    for _ in range(2):  # B is zero at first, so that A has no gradient
+        with torch.autocast("cpu", torch.bfloat16):
+            output = wrapped(**inputs, labels=inputs["input_ids"])
+            features = output.image_features.patches.float()
+            loss = output.language_loss + model.reconstruct(output.image_features).float().square().mean()
+        (loss + features.square().mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    still = [key for key, parameter in trained.items() if torch.equal(parameter, before[key])]
+    assert not still
+    assert all(parameter.dtype == torch.float32 for parameter in trained.values())
+    wide = wrapped.float().eval()
+    with torch.no_grad():
+        expected = wide(**inputs).logits
+        merged = wide.merge_and_unload()(**inputs).logits
+    torch.testing.assert_close(merged, expected, **CLOSE)
+
+
 # -- architectures and bases -----------------------------------------------------------------------
 
 
@@ -295,6 +594,7 @@ ENCODER |= {"image_size": 32}
 FOREIGN = {
     "clip_vision_model": {"intermediate_size": 48},
     "siglip_vision_model": {"intermediate_size": 48},
+    "siglip2_vision_model": {"intermediate_size": 48, "num_patches": 16},
     "dinov2": {"mlp_ratio": 2},
     "dinov3_vit": {"intermediate_size": 48},
     "vit": {"intermediate_size": 48},

@@ -40,6 +40,7 @@ from modeling_unit import UnitForPreTraining
 
 from .export import PROVENANCE, save_full
 from .llava_tower import written_whole
+from .lora import FULL_PARTS
 
 ADAPTER, BASE = "adapter", "base"  # folders of a run
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -406,12 +407,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def load_base(base: str, revision: str | None, model_class: str | None) -> tuple[PreTrainedModel, list[str]]:
+def load_base(
+    base: str, revision: str | None, model_class: str | None, **kept: Any
+) -> tuple[PreTrainedModel, list[str]]:
     """The base in float32, without the auxiliary head; and the names of its tensors that it does not hold.
 
     Args:
         model_class: of the model that the adapter was trained in; a UNIT model is loaded with its vision decoder when
             either has one.
+        kept: `num_character_classes`, of a model that keeps the auxiliary head.
 
     Raises:
         ValueError: there is none, or it is neither UNIT nor LLaVA.
@@ -424,7 +428,7 @@ def load_base(base: str, revision: str | None, model_class: str | None) -> tuple
         raise ValueError(f"{base}: the base model cannot be found: {_line(error)}") from error
     auto, changes = AutoModelForImageTextToText, {}
     if config.model_type == "unit":
-        changes = {"num_character_classes": 0}
+        changes = {"num_character_classes": 0} | kept
         if UnitForPreTraining.__name__ in (model_class, *(config.architectures or [])):
             auto = AutoModelForPreTraining
     elif config.model_type != "llava":
@@ -445,11 +449,49 @@ def load_base(base: str, revision: str | None, model_class: str | None) -> tuple
     return model.eval(), sorted(report["missing_keys"])
 
 
-def put_on(model: PreTrainedModel, folder: Path, missing: list[str] = ()) -> tuple[nn.Module, list[str]]:
+def go_on_with(model: PreTrainedModel, source: str | Path) -> nn.Module:
+    """The model with an adapter on it that goes on training, as [`add_lora`] of `training/lora.py` gives one. Parts
+    that train in full and that the adapter does not bring start from the model's own.
+
+    Raises:
+        ValueError: no adapter there, or one that does not fit.
+    """
+    folder = find_adapter(source)
+    read_settings(folder)
+    try:
+        return put_on(model, folder, trainable=True)[0]
+    except ValueError as error:
+        raise ValueError(f"lora.adapter {source} does not fit the start: {error}") from error
+
+
+def check_continued(source: str | Path, start: str | Path | None) -> None:
+    """Whether an adapter that a run is to go on with belongs on its start.
+
+    Raises:
+        ValueError: no start, or other weights than the adapter was trained on, as far as it records them.
+    """
+    folder = find_adapter(source)
+    base = read_settings(folder).get("base_model_name_or_path")
+    if start is None:
+        raise ValueError(f"lora.adapter {source} needs `start`, the model it was trained on; it names {base}.")
+    if other_base(folder, start):
+        raise ValueError(f"lora.adapter {source} was trained on other weights than {start} holds; it names {base}.")
+
+
+def merged_on_base(folder: Path, base: str, revision: str | None, model_class: str, **changes: Any) -> PreTrainedModel:
+    """Base in float32 and adapter as one plain model. changes: of the base's configuration, see [`load_base`]."""
+    model, missing = load_base(base, revision, model_class, **changes)
+    return put_on(model, folder, missing)[0].merge_and_unload()
+
+
+def put_on(
+    model: PreTrainedModel, folder: Path, missing: list[str] = (), trainable: bool = False
+) -> tuple[nn.Module, list[str]]:
     """The model with the adapter on it, every tensor of which has found its place; the parts that came whole.
 
     Args:
         missing: names of tensors that the base did not hold: the adapter must bring them.
+        trainable: the adapter goes on training, and every part of `FULL_PARTS` beside it.
 
     Raises:
         ValueError: the adapter is of another architecture, width, depth or connector; damaged weights.
@@ -470,13 +512,20 @@ def put_on(model: PreTrainedModel, folder: Path, missing: list[str] = ()) -> tup
         raise ValueError(f"{CONFIG} makes no sense to peft: {_line(error)}") from error
     # peft insists on weights of every module listed that the base has
     listed = [name for name in config.modules_to_save or [] if any(f".{name}." in key for key in tensors)]
-    config.modules_to_save, config.inference_mode = listed or None, True
+    if trainable:
+        for name in FULL_PARTS:
+            if name not in listed and hasattr(model, name):
+                own = getattr(model, name).state_dict()
+                tensors |= {f"{PREFIX}{name}.{key}": tensor for key, tensor in own.items()}
+                listed.append(name)
+    config.modules_to_save, config.inference_mode = listed or None, not trainable
     config.base_model_name_or_path = None  # it may be another folder now, which peft would warn of
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of transformers, for what peft asks of it
+            warnings.filterwarnings("ignore", "for .*: copying from a non-meta")  # of a rehearsal without weights
             wrapped = get_peft_model(model, config)
-        result = set_peft_model_state_dict(wrapped, tensors)
+            result = set_peft_model_state_dict(wrapped, tensors)
     except KeyError as error:
         raise ValueError(f"the adapter has no weights for {error.args[0].removeprefix(PREFIX)}.") from None
     except (ValueError, RuntimeError) as error:

@@ -124,22 +124,71 @@ class UnitTrainingArguments(TrainingArguments):
             raise ValueError(f'optimizer must be "adamw" or "muon", got {self.optimizer!r}.')
 
 
+# Starts of adapters that leave the model as it is and need no data; others of peft's change the base (pissa, olora) or
+# look at data first (eva, corda)
+LORA_STARTS = (True, "gaussian", "orthogonal")
+
+
 @dataclass
 class LoraArguments:
-    """LoRA by peft. Empty `parts` trains in full.
+    """LoRA by peft. Without `preset`, `parts` and `adapter` a run trains in full.
 
     Args:
+        preset: `"encoder"`, `"decoder"` or `"both"`: values for what is not given, see `PRESETS` in
+            `training/lora.py`. In a recipe the name alone will do: `lora: both`.
         parts: `"encoder"`, `"language_decoder"` or both. r, alpha, dropout: as in peft.
         use_rslora: adapters are scaled by alpha / sqrt(r) in place of alpha / r. use_dora: weights are split into
             length and direction, and adapters turn the direction. Both as in peft.
+        init: how the matrices start: `true` (A at random, B zero), `"gaussian"` (the same, A normal) or
+            `"orthogonal"` (both at random, their product zero; r even).
+        adapter: folder or Hub id of an adapter to go on with, trained on `start`; its shape is its own, so that of the
+            settings above none may be given.
+        base_dtype: `"bfloat16"` keeps the frozen matrices in two bytes a weight, `"auto"` does so where it can:
+            with `training.bf16`, on one device or DDP. A step with `training.bf16` rounds them to that anyway; a
+            teacher with the same weights shares them and rounds likewise; the merged model is made from the base in
+            float32 [ours].
+        warn_single_scale: one line before a run that shows the encoder's adapters a kind of image at one scale only.
+
+    Raises:
+        ValueError: values that make no sense, or not with each other.
     """
 
+    preset: str = ""
     parts: list[str] = field(default_factory=list)
     r: int = 16
     alpha: int = 32
     dropout: float = 0.05
     use_rslora: bool = False
     use_dora: bool = False
+    init: bool | str = True
+    adapter: str = ""
+    base_dtype: str = "float32"
+    warn_single_scale: bool = True
+
+    def __post_init__(self):
+        if self.r < 1 or self.alpha <= 0:
+            raise ValueError(f"lora.r must be 1 or more and lora.alpha above 0, got {self.r} and {self.alpha}.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"lora.dropout must lie in [0, 1), got {self.dropout}.")
+        if self.init not in LORA_STARTS:
+            raise ValueError(
+                f"lora.init must be true, gaussian or orthogonal, got {self.init!r}: others change the base or need "
+                "data."
+            )
+        if self.init == "orthogonal" and self.r % 2:
+            raise ValueError(f"lora.init orthogonal needs an even lora.r, got {self.r}.")
+        if self.base_dtype not in ("float32", "bfloat16", "auto"):
+            raise ValueError(f"lora.base_dtype must be float32, bfloat16 or auto, got {self.base_dtype!r}.")
+        own = (self.preset, self.parts, self.use_dora, self.use_rslora, self.init is not True)
+        if self.adapter and any(own):
+            raise ValueError("lora.adapter has its own shape: leave out preset, parts, use_dora, use_rslora and init.")
+        if self.base_dtype == "bfloat16" and not self.adapts:
+            raise ValueError("lora.base_dtype is for what adapters leave frozen: give lora.preset or lora.parts.")
+
+    @property
+    def adapts(self) -> bool:
+        """Whether there are adapters at all."""
+        return bool(self.parts or self.adapter)
 
 
 @dataclass

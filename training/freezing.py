@@ -33,19 +33,22 @@ def unread_parts(arguments: UnitTrainingArguments, has_teacher: bool) -> list[st
 
 
 def trainable_table(model: nn.Module) -> str:
-    """What trains, part by part: tensors and parameters, trained and frozen."""
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    """What trains, part by part: tensors and parameters, trained and frozen; and how much of it are adapters."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     for name, parameter in model.named_parameters():
+        if ".original_module." in name:  # peft's copy of a part that trains in full, as it was
+            continue
         entry = counts[part_of(name)]
         entry[0] += parameter.numel()
         if parameter.requires_grad:
             entry[1] += parameter.numel()
             entry[2] += 1
-    lines = [f"{'part':<18}{'parameters':>14}{'trained':>14}{'tensors':>9}"]
-    for part, (total, trained, tensors) in counts.items():
-        lines.append(f"{part:<18}{total:>14,}{trained:>14,}{tensors:>9}")
-    total, trained, tensors = (sum(entry[index] for entry in counts.values()) for index in range(3))
-    lines.append(f"{'all':<18}{total:>14,}{trained:>14,}{tensors:>9}")
+            entry[3] += parameter.numel() if ".lora_" in name else 0
+    counts["all"] = [sum(entry[index] for entry in counts.values()) for index in range(4)]
+    adapters = counts["all"][3] > 0
+    lines = [f"{'part':<18}{'parameters':>14}{'trained':>14}{'tensors':>9}" + f"{'adapters':>14}" * adapters]
+    for part, (total, trained, tensors, inside) in counts.items():
+        lines.append(f"{part:<18}{total:>14,}{trained:>14,}{tensors:>9}" + f"{inside:>14,}" * adapters)
     return "\n".join(lines)
 
 

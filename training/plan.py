@@ -275,7 +275,7 @@ def _encoder(source: str, settings: dict[str, Any], beside: dict[str, tuple[Reci
     return found.config, found.image_settings
 
 
-def _beside(path: Path) -> dict[str, tuple[Recipe, Path]]:
+def written_beside(path: Path) -> dict[str, tuple[Recipe, Path]]:
     """What the recipes in the same folder will write."""
     out = {}
     for other in sorted(path.parent.glob("*.yaml")):
@@ -306,7 +306,7 @@ def describe(recipe: Recipe, path: Path) -> Described:
     source = recipe.start or recipe.teacher
     if source is None:
         raise ValueError("A plan needs `start` or `teacher`: the encoder that a new model begins with.")
-    beside = _beside(path)
+    beside = written_beside(path)
     classes = NUM_CHARACTER_CLASSES if recipe.training.get("character_weight") else 0
     if source in beside and beside[source][0].stage != "teacher":
         inner = describe(*beside[source])
@@ -372,7 +372,8 @@ class Assumed:
         return math.ceil(tokens / TEXT_STEP) * TEXT_STEP
 
 
-def _groups(recipe: Recipe, images: UnitImageProcessor) -> list[GroupArguments]:
+def groups_of(recipe: Recipe, images: UnitImageProcessor) -> list[GroupArguments]:
+    """The groups of a recipe, given or worked out from shares."""
     settings = DataArguments(**{key: value for key, value in recipe.data.items() if value is not None})
     if settings.sources:
         patches = {scale: images.area(scale) / images.patch_size**2 for scale in (1, 4)}
@@ -388,7 +389,7 @@ def assumed_batch(recipe: Recipe, described: Described, assumed: Assumed) -> lis
     images, positions = described.images, getattr(described.config.text_config, "max_position_embeddings", None)
     connector = described.config.connector_config
     shapes = []
-    for group in _groups(recipe, images):
+    for group in groups_of(recipe, images):
         side = round(images.area(group.scale) ** 0.5)
         grid = images.grid_for(side, side, "natural", group.scale)
         text = assumed.of(group.kind, group.scale)
@@ -439,7 +440,7 @@ def planned_batches(data: MixtureDataset, count: int = LOOKED_AT) -> list[list[G
 def own_batches(recipe: Recipe, described: Described, arguments: UnitTrainingArguments):
     """Micro-batches of the recipe's data, `None` where it is not all on disk or is streamed."""
     settings = DataArguments(**{key: value for key, value in recipe.data.items() if value is not None})
-    sources = [source for group in _groups(recipe, described.images) for source in group.sources]
+    sources = [source for group in groups_of(recipe, described.images) for source in group.sources]
     here = all(source.path and (Path(source.path).is_dir() or data_folder(source.path).is_dir()) for source in sources)
     if settings.streaming or not sources or not here:
         return None
@@ -759,10 +760,12 @@ def check_fits(path: str | Path, overrides: list[str] | None, world: int) -> Non
         )
 
 
-def planned_apart(path: str | Path, overrides: list[str] | None, world: int) -> dict[str, Any] | None:
+def planned_apart(
+    path: str | Path, overrides: list[str] | None, world: int, hardware: str | None = None
+) -> dict[str, Any] | None:
     """A recipe's plan by a process of its own, on the CPU: a rehearsal sets up accelerate, of which there is one."""
     command = [sys.executable, "-m", "unit_cli", "plan", str(path), *(overrides or [])]
-    command += ["--hardware", f"{world}xH100-80GB", "--json"]
+    command += ["--hardware", hardware or f"{world}xH100-80GB", "--json"]
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     environment = {
         key: value for key, value in os.environ.items() if key not in ranks and not key.startswith("ACCELERATE_")

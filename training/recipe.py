@@ -7,7 +7,6 @@ when there is one, and writes the trained model to `output_dir`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import logging
 import os
@@ -38,9 +37,10 @@ from modeling_unit import (
 )
 from modeling_unit.vision_sources_unit import find_model_type, find_vision_source
 
-from .adapter import ADAPTER, BASE, base_of, is_adapted, save_adapter, save_base
+from .adapter import ADAPTER, BASE, base_of, is_adapted, merged_on_base, save_adapter, save_base
 from .arguments import EvaluationArguments, HeldOutSource, LoraArguments, UnitTrainingArguments
 from .checkpoints import first_line, from_rank_0, is_writing_error, last_whole_checkpoint
+from .checks import check_bf16, check_nested, check_run, check_teacher, check_types, unknown_key
 from .collator import NUM_CHARACTER_CLASSES, GroupCollator
 from .curves import write_log
 from .data.mixture import GroupPlan, MixtureDataset
@@ -57,14 +57,23 @@ from .data.streaming import StreamDataset, StreamGroup, layout_of
 from .devices import check_launch, load_whole_models, speak_once
 from .live import LiveArguments, LivePictures, LiveTeacherModel, LiveTeacherTrainer, live_views
 from .llava_data import ConversationCollator, Conversations, LlavaTrainer
-from .lora import add_lora
+from .lora import (
+    adapted_parts,
+    add_lora,
+    expand_preset,
+    is_lowered,
+    is_sharded,
+    lower_frozen,
+    share_frozen,
+    single_scale,
+)
 from .publish import check_destination, push_run, take_hub_settings
 from .reporting import quiet_without_terminal
 from .resume import differences, facts_left, facts_of, told_differences
 from .samples import HeldOut, held_out
 from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
 from .tokenizer import TASK_TOKENS, byte_tokenizer
-from .trainer import InterScaleTrainer, IntraScaleTrainer, UnitTrainer, check_teacher, freeze_parts, trainable_table
+from .trainer import InterScaleTrainer, IntraScaleTrainer, UnitTrainer, freeze_parts, trainable_table
 
 logger = logging.getLogger(__name__)
 STAGES = ("teacher", "intra_scale", "inter_scale", "llava")
@@ -112,8 +121,10 @@ class Recipe:
             data set of our schema; see `training/llava_data.py`.
         training: settings of [`UnitTrainingArguments`]. `push_to_hub: true` with `hub_model_id` (`hub_private_repo`,
             `hub_revision`) publishes the model once, at the end, as `unit push` does.
-        lora: settings of [`LoraArguments`]. The weights saved are merged ones; `adapter/` beside them is the adapter
-            alone, for peft, and `base/`, of a new model, what it belongs on (see `training/adapter.py`).
+        lora: settings of [`LoraArguments`], or the name of a preset: `encoder`, `decoder`, `both`. The weights saved
+            are merged ones; `adapter/` beside them is the adapter alone, for peft, and `base/`, of a new model, what
+            it belongs on (see `training/adapter.py`). A recipe with `lora` and no `stage` is of stage 2, which mixes
+            the scales.
         threads: CPU threads; 0 leaves torch's choice.
     """
 
@@ -154,6 +165,8 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not isinstance(data, dict):
         raise ValueError(f"{path} must hold a mapping with the key `stage`.")
     for override in overrides or []:
+        if isinstance(data.get("lora"), str):  # a preset's name, to which something may be added
+            data["lora"] = {"preset": data["lora"]}
         key, separator, value = override.partition("=")
         if not separator:
             raise ValueError(f"An override must look like key=value, got {override!r}.")
@@ -169,6 +182,7 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
             place[last] = yaml.load(value, RecipeLoader)
         except yaml.YAMLError:
             raise ValueError(f"The value in {override!r} is not valid YAML.") from None
+    expand_preset(data)
     _check_keys(data, Recipe, "the recipe")
     if data["stage"] not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {data['stage']!r}.")
@@ -184,6 +198,8 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     _check_keys(settings.get("curriculum") or {}, CurriculumArguments, "`data.curriculum`")
     for source in _list(settings.get("sources"), "`data.sources`"):
         _check_source(source)
+    check_nested(data)
+    LoraArguments(**(data.get("lora") or {}))
     DataArguments(**{key: value for key, value in settings.items() if value is not None})
     evaluation = data.get("evaluation") or {}
     _check_keys(evaluation, EvaluationArguments, "`evaluation`")
@@ -213,9 +229,8 @@ def _check_keys(given: dict[str, Any], target: type, where: str) -> None:
     known = [each.name for each in dataclasses.fields(target)]
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known[:12])} ..."
-            raise ValueError(f"Unknown key {key!r} in {where}.{hint}")
+            raise ValueError(unknown_key(key, known, where))
+    check_types(given, target, where)
     for each in dataclasses.fields(target):
         required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
         if required and each.name not in given:
@@ -333,6 +348,7 @@ def main(path: str | Path, overrides: list[str] | None = None, accept_changes: b
     training, hub = take_hub_settings(recipe.training)
     if hub.get("push_to_hub") and recipe.stage == "llava":
         raise ValueError("training.push_to_hub: a LLaVA model is not published by this package; push its folder.")
+    check_bf16(settings | training)
     arguments = UnitTrainingArguments(**(settings | training))
     check_launch(arguments)
     load_whole_models(arguments)
@@ -364,6 +380,7 @@ def main(path: str | Path, overrides: list[str] | None = None, accept_changes: b
                 "would have. Keep the product of processes and gradient_accumulation_steps to go on exactly."
             )
         recipe.data = layout | {key: value for key, value in recipe.data.items() if value}
+    check_run(recipe, arguments, path, overrides, going_on=checkpoint is not None)
     sharded = any(os.environ.get(f"ACCELERATE_USE_{each}") for each in ("FSDP", "DEEPSPEED"))
     planned = recipe.stage in ("intra_scale", "inter_scale") and arguments.process_index == 0 and not checkpoint
     if arguments.device.type == "cuda" and planned and not sharded:
@@ -486,10 +503,21 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         check_teacher(teacher.config, model.config)
     data = stage_data(recipe, arguments, processor, model.config)
     held = _held_out(recipe, arguments, processor, model.config)
-    model = add_lora(model, LoraArguments(**recipe.lora))
+    lora = LoraArguments(**recipe.lora)
+    model = add_lora(model, lora)
     if model.config.projection_dim:
         freeze_parts(model, ["projection"])  # the teacher's, kept as it is
     freeze_parts(model, arguments.freeze)
+    groups = [(group.arguments.kind, group.arguments.scale) for group in data.groups]
+    warning = single_scale(groups, adapted_parts(lora, model)) if lora.warn_single_scale else None
+    if warning and arguments.process_index == 0:
+        print_line(warning)
+    lowered = is_lowered(lora, arguments)
+    if lowered and base is None:  # while its weights are whole
+        folder = Path(arguments.output_dir) / BASE
+        if arguments.should_save and not folder.is_dir():
+            save_base(model, processor, folder)
+        base = str(folder.resolve()), None
     stage = IntraScaleTrainer if recipe.stage == "intra_scale" else InterScaleTrainer
     trainer = stage(
         model=model,
@@ -499,12 +527,21 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         teacher=teacher,
         image_processor=processor.image_processor,
     )
+    if lowered:
+        lower_frozen(model)
+    if trainer.teacher is not None and not is_sharded(arguments):
+        share_frozen(trainer.teacher, model)
 
     def finish(model: UnitForPreTraining, out: Path) -> None:
         model.language_model.set_attn_implementation("sdpa")
         if is_adapted(model) and arguments.should_save:
             save_adapter(model, out / ADAPTER, *(base or base_of(save_base(model, processor, out / BASE))))
-        merged = model.merge_and_unload() if is_adapted(model) else model
+        if lowered:
+            classes = {"num_character_classes": model.config.num_character_classes}
+            merged = merged_on_base(out / ADAPTER, *base, UnitForPreTraining.__name__, **classes)
+            merged.generation_config = model.generation_config
+        else:
+            merged = model.merge_and_unload() if is_adapted(model) else model
         merged.save_pretrained(out)
         processor.save_pretrained(out)
 
@@ -608,16 +645,23 @@ def _llava_run(recipe: Recipe, arguments: UnitTrainingArguments):
     base = base_of(recipe.start)
     longest = getattr(model.config.text_config, "max_position_embeddings", None)
     data = Conversations(recipe.conversations, recipe.images)
-    model = add_lora(model, LoraArguments(**recipe.lora))
+    lora = LoraArguments(**recipe.lora)
+    model = add_lora(model, lora)
     freeze_parts(model, arguments.freeze)
     trainer = LlavaTrainer(
         model=model, args=arguments, train_dataset=data, data_collator=ConversationCollator(processor, longest)
     )
+    lowered = is_lowered(lora, arguments)
+    if lowered:
+        lower_frozen(model)
 
     def finish(model: LlavaForConditionalGeneration, out: Path) -> None:
         if is_adapted(model) and arguments.should_save:
             save_adapter(model, out / ADAPTER, *base)
-        merged = model.merge_and_unload() if is_adapted(model) else model
+        if lowered:
+            merged = merged_on_base(out / ADAPTER, *base, LlavaForConditionalGeneration.__name__)
+        else:
+            merged = model.merge_and_unload() if is_adapted(model) else model
         merged.save_pretrained(out)
         processor.save_pretrained(out)
 

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedConfig
 
-from modeling_unit import UnitConfig, UnitForPreTraining, UnitImageProcessor
+from modeling_unit import UnitForPreTraining, UnitImageProcessor
 from modeling_unit.architectures_unit import (
     class_tokens,
     freeze_unread,
@@ -23,6 +22,7 @@ from modeling_unit.architectures_unit import (
 from .arguments import UnitTrainingArguments
 from .base_trainer import BaseTrainer
 from .checkpoints import from_rank_0, last_whole_checkpoint
+from .checks import check_teacher
 from .collator import normalized_pixels
 from .data.mixture import MixtureDataset
 from .data.refusals import Refusals
@@ -439,24 +439,6 @@ class InterScaleTrainer(UnitTrainer):
 
     required_groups = frozenset({"natural_x1", "document_x4", "natural_x4", "document_x1"})
     allowed_groups = required_groups
-
-
-def check_teacher(teacher: PreTrainedConfig, student: UnitConfig) -> None:
-    """Whether a student's vision decoder can be compared with a teacher, token by token.
-
-    Raises:
-        ValueError: they differ in width, or in the tokens in front of the patches.
-    """
-    if teacher.hidden_size != student.vision_decoder_config.output_size:
-        raise ValueError(
-            f"The teacher's width is {teacher.hidden_size}, the vision decoder gives "
-            f"{student.vision_decoder_config.output_size}: set model.vision_decoder_config.output_size."
-        )
-    if prefix_tokens(teacher) != student.num_prefix_tokens:
-        raise ValueError(
-            f"The teacher puts {prefix_tokens(teacher)} class and register tokens in front of its patch tokens, the "
-            f"encoder {student.num_prefix_tokens}: L_vis compares them token by token."
-        )
 
 
 def _only_item(items: list[Any]) -> Any:
