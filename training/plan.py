@@ -63,6 +63,7 @@ from modeling_unit.architectures_unit import architecture
 from modeling_unit.encoder_unit import UnitVisionModel
 from modeling_unit.vision_sources_unit import find_model_type, find_vision_source, image_settings
 
+from .aligned_attention import return_first_head
 from .arguments import LoraArguments, UnitTrainingArguments
 from .collator import NUM_CHARACTER_CLASSES, TEXT_STEP
 from .data.mixture import MixtureDataset
@@ -343,7 +344,7 @@ def empty_models(described: Described, recipe: Recipe, arguments: UnitTrainingAr
     with torch.device("meta"):
         model = UnitForPreTraining(described.config)
         if arguments.alignment_weight:
-            model.language_model.set_attn_implementation("eager")
+            return_first_head(model.language_model)
         teacher = None
         if described.teacher is not None:
             ours = architecture(described.teacher).ours

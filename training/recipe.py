@@ -40,6 +40,7 @@ from modeling_unit.architectures_unit import prefix_tokens
 from modeling_unit.vision_sources_unit import find_model_type, find_vision_source
 
 from .adapter import ADAPTER, BASE, base_of, is_adapted, save_adapter, save_base
+from .aligned_attention import return_first_head
 from .arguments import LoraArguments, UnitTrainingArguments
 from .checkpoints import first_line, from_rank_0, is_writing_error, last_whole_checkpoint, write_log_lines
 from .collator import NUM_CHARACTER_CLASSES, GroupCollator
@@ -434,8 +435,7 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         model, processor = new_model(recipe)
         base = None  # nowhere yet
     if arguments.alignment_weight:
-        # its loss reads the attention weights, which only the eager implementation returns
-        model.language_model.set_attn_implementation("eager")
+        return_first_head(model.language_model)
     teacher = None
     if arguments.vision_weight:
         if recipe.teacher is None and is_whole:
