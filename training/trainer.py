@@ -21,6 +21,7 @@ from .data.mixture import MixtureDataset
 from .data.refusals import Refusals
 from .data.streaming import StreamDataset, StreamLoader, load_state, write_state
 from .losses import alignment_loss, character_loss
+from .norms import quicken_norms
 from .optim import PARTS, MuonWithAdamW, parameter_groups, part_of
 from .packing import first_tokens, repacked
 
@@ -87,6 +88,9 @@ class UnitTrainer(BaseTrainer):
             self.teacher.to(self.args.device)
         self.model_accepts_loss_kwargs = False  # each micro-batch normalises its own loss
         self.image_processor = image_processor
+        quicken_norms(self.model)
+        # our collator's texts: visual tokens in front, padded behind
+        self.text_behind = isinstance(self.train_dataset, (MixtureDataset, StreamDataset))
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         # C is drawn from a generator of its own, so that runs with and without a teacher see the same everything else
@@ -136,6 +140,9 @@ class UnitTrainer(BaseTrainer):
             )
         if not reads:
             batch = {key: batch[key] for key in ("pixel_values", "spatial_shapes", "image_grid_hw") if key in batch}
+        if self.text_behind and reads:
+            batch.pop("attention_mask", None)  # what is padded comes last: nothing before it sees it
+            batch["logits_to_keep"] = batch["labels"].shape[1] - _fewest_visual_tokens(model, batch)
         aligned = reads and args.alignment_weight > 0 and places is not None and name.startswith("document")
         if name.startswith("natural") and self.teacher is not None and args.vision_weight > 0:
             grids = batch.get("image_grid_hw") if teacher_grids is None else teacher_grids
@@ -318,6 +325,16 @@ class InterScaleTrainer(UnitTrainer):
 
     required_groups = frozenset({"natural_x1", "document_x4", "natural_x4", "document_x1"})
     allowed_groups = required_groups
+
+
+def _fewest_visual_tokens(model: nn.Module, batch: dict[str, Any]) -> int:
+    """Positions of each text that hold visual tokens, of the image with the fewest."""
+    model = _unwrapped(model)
+    if "image_grid_hw" in batch:
+        grids = batch["image_grid_hw"].tolist()
+    else:
+        grids = [[side // model.config.vision_config.patch_size for side in batch["pixel_values"].shape[-2:]]]
+    return min(model.connector.num_visual_tokens(*grid) for grid in grids)
 
 
 def _only_item(items: list[Any]) -> Any:
