@@ -223,6 +223,26 @@ def test_an_operator_takes_the_longest_of_its_three_limits():
     assert speed.seconds(Step({("mm", "float32", ()): [1, 1000, 100]})) == 100.0
     assert speed.seconds(Step({("add", "float32", ()): [1, 0, 100]})) == 2.0
     assert speed.seconds(Step({("add", "float32", ()): [7, 0, 100]})) == 7.0
+    # a kind of its own rate, which products do not have
+    speed = Speed({"bfloat16": 100.0, "float32": 10.0}, 50.0, 1.0, kinds={("gelu", "float32"): 20.0})
+    assert speed.seconds(Step({("gelu", "float32", ()): [1, 0, 100]})) == 5.0
+    assert speed.seconds(Step({("gelu", "bfloat16", ()): [1, 0, 100]})) == 2.0
+
+
+def test_this_machines_operators_are_measured_kind_by_kind(monkeypatch):
+    monkeypatch.setattr(plans, "_median_time", lambda work, seconds: work() is None or 0.5)
+    monkeypatch.setattr(plans, "PROBE", (4, 8))
+    step = Step(
+        {
+            ("gelu", "float32", ()): [1, 0, 9],
+            ("add", "bfloat16", ()): [1, 0, 9],
+            ("_to_copy", "float32", ()): [1, 0, 9],
+        }
+    )
+    step.operators |= {("mm", "float32", ((2, 2), (2, 2))): [1, 16, 48], ("embedding", "float32", ()): [1, 0, 9]}
+    kinds = plans.kinds_measured(step, 0.1)
+    # 32 numbers: read and written as float32; two read, one written as bfloat16; read wide, written narrow
+    assert kinds == {("gelu", "float32"): 512.0, ("add", "bfloat16"): 384.0, ("_to_copy", "float32"): 384.0}
 
 
 # -- recipes ------------------------------------------------------------------------------------------------------
