@@ -5,6 +5,7 @@ S = prefix tokens (class tokens and registers) inside the encoder. The output ho
 """
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 
 from .architectures_unit import check_pixels, eager_attention, patch_mask
+from .attention_unit import short_attention, suits_short_attention
 from .compat_unit import (
     ALL_ATTENTION_FUNCTIONS,
     GradientCheckpointingLayer,
@@ -263,6 +265,14 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     return torch.matmul(dropped, value).transpose(1, 2).contiguous(), weights
 
 
+def _short_or(attend, module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """[`short_attention`] where it is faster, else `attend`; but for the first argument, both have the form of
+    transformers' attention interface."""
+    if attention_mask is None and suits_short_attention(query, dropout):
+        return short_attention(query, key, value, scaling)
+    return attend(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+
+
 class UnitAttention(nn.Module):
     """Multi-head self-attention over all tokens; `qkv` and `proj` are the names that LoRA presets look for."""
 
@@ -285,6 +295,8 @@ class UnitAttention(nn.Module):
         )  # each (B, T, heads, D / heads)
         # transformers looks for this very call in the source before it lets `set_attn_implementation` do anything
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        if self.training and self.config._attn_implementation == "sdpa":
+            attend = partial(_short_or, attend)
         if layout is not None:
             attended, weights = packed_attention(
                 self,

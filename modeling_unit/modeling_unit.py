@@ -427,11 +427,13 @@ class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
             attention_mask: `(B, T)`, 0 where `input_ids` are padding.
             labels: `(B, T)`, -100 where nothing is to be learned (placeholders, prompt, padding). Position t predicts
                 label t + 1; the shift is done here.
-            logits_to_keep: only the last so many positions get logits; 0 is all.
+            logits_to_keep: only the last so many positions get logits; 0 is all. The loss is over their labels.
 
         Raises:
             ValueError: placeholders and visual tokens differ in number; all labels are masked.
         """
+        if labels is not None:
+            kwargs.setdefault("use_cache", False)  # a cache would copy every layer's keys and values
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         features = None
@@ -448,6 +450,8 @@ class UnitForConditionalGeneration(UnitComposedModel, GenerationMixin):
             return_dict=True,
             **kwargs,
         )
+        if labels is not None and isinstance(logits_to_keep, int):
+            labels = labels[:, -logits_to_keep:]  # -0 is all of them, too
         result = self._make_output(outputs, features, labels)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return result if return_dict else result.to_tuple()

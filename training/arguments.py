@@ -11,7 +11,7 @@ What the method leaves open, each one setting of a recipe:
 | | `model.connector_config.unshuffle` (`mlp`): a square of patches a token | 2 | [ours] |
 | the teacher's resolution for a picture at x4 | `training.teacher_scale` | 1 | [ours], not stated |
 | what x4 multiplies, side or area | `image_processor.scale_as` | `side` | [ours], the paper can be read both ways |
-| which text documents at x1 read | `data.exchanged_x_height` | 4.5 pixels | [ours]; the paper: pages of large letters |
+| which text documents at x1 read | `data.exchanged_x_height` | 4.5 pixels | [ours]; the paper: pages of large print |
 | random crops of the positions | `training.position_crop` | as the encoder has it: on for UNIT's | [code] |
 
 All the loss's weights are in `UnitTrainingArguments`; `UnitTrainer.compute_loss` has every term on one page.

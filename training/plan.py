@@ -25,9 +25,11 @@ The model, term by term:
 - rate, bandwidth, memory ([spec]): `DEVICES`, dense, float32 accumulation, as their makers state.
 - efficiency on a GPU ([ours], not measured): 0.6 of the rate, 0.8 of the bandwidth; at least 10 microseconds an
   operator, which Python needs.
-- on `cpu` ([measured] there, [ours]): rates of the step's own largest products and attention and the bandwidth are
-  measured first; 4 microseconds an operator.
-- optimiser's time ([ours]): 40 bytes moved for a weight of AdamW; Muon's five iterations of three products besides.
+- on `cpu` ([measured] there, [ours]): rates of the step's own largest products and attention are measured first, and
+  how many bytes a second the operators that are no products move, kind by kind, into memory they have just been given,
+  as in a step (its pages cost as much as the numbers); 4 microseconds an operator.
+- optimiser's time ([spec] torch's AdamW, operator by operator): 96 bytes moved for a weight, clipping of gradients
+  among them; Muon's five iterations of three products besides.
 - exchange between devices ([ours]): gradients once a step (DDP), or weights twice and gradients once a micro-batch
   (FSDP), over the link's rate one way, hidden behind the backward pass, which is two thirds of a micro-batch.
 - waiting for data, evaluation, saving (assumed): none.
@@ -63,6 +65,7 @@ from modeling_unit.architectures_unit import architecture
 from modeling_unit.encoder_unit import UnitVisionModel
 from modeling_unit.vision_sources_unit import find_model_type, find_vision_source, image_settings
 
+from .aligned_attention import return_first_head
 from .arguments import LoraArguments, UnitTrainingArguments
 from .collator import NUM_CHARACTER_CLASSES, TEXT_STEP
 from .data.mixture import MixtureDataset
@@ -148,19 +151,22 @@ class Speed:
     Args:
         rates: FLOP/s by type of numbers. bandwidth: bytes/s. call: seconds an operator takes at least.
         own: FLOP/s of single operators, by their key in [`Step`].
+        kinds: bytes/s of operators that are no products, by name and type of numbers; `bandwidth` of the others.
     """
 
     rates: dict[str, float]
     bandwidth: float
     call: float
     own: dict[tuple, float] = field(default_factory=dict)
+    kinds: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def seconds(self, step: Step) -> float:
         """Of one micro-batch."""
         total = 0.0
         for key, (calls, flops, moved) in step.operators.items():
             rate = self.own.get(key) or self.rates["bfloat16" if key[1] in ("bfloat16", "float16") else "float32"]
-            total += max(flops / rate, moved / self.bandwidth, calls * self.call)
+            width = self.bandwidth if flops else self.kinds.get(key[:2], self.bandwidth)
+            total += max(flops / rate, moved / width, calls * self.call)
         return total
 
 
@@ -171,8 +177,8 @@ def gpu_speed(device: Device) -> Speed:
 
 def cpu_speed(step: Step, most: int = 24, seconds: float = 0.1) -> Speed:
     """This machine's, measured with the step's own largest matrix products and attention, `most` of them."""
-    large = torch.ones(2**25)
-    bandwidth = 2 * large.numel() * 4 / _median_time(lambda: torch.add(large, 1.0, out=large), seconds * 3)
+    kinds = kinds_measured(step, seconds)
+    bandwidth = _probe("add", torch.float32, seconds)
     heavy = sorted(step.operators.items(), key=lambda item: -item[1][1])[:most]
     own: dict[tuple, float] = {}
     sums: dict[str, list[float]] = {}
@@ -186,7 +192,46 @@ def cpu_speed(step: Step, most: int = 24, seconds: float = 0.1) -> Speed:
         entry[0], entry[1] = entry[0] + flops, entry[1] + taken * calls
     rates = {name: flops / taken for name, (flops, taken) in sums.items()}
     some = max(rates.values(), default=1e10)
-    return Speed({"bfloat16": some, "float32": some} | rates, bandwidth, CPU_CALL, own)
+    return Speed({"bfloat16": some, "float32": some} | rates, bandwidth, CPU_CALL, own, kinds)
+
+
+# Operators that are no products, by the names that torch gives them: two tensors of one shape -> the result
+PROBED: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
+    "add": torch.add,
+    "mul": torch.mul,
+    "add_": lambda one, other: one.add_(other),
+    "clone": lambda one, other: one.clone(),
+    "cat": lambda one, other: torch.cat([one, other], dim=-1),
+    "_to_copy": lambda one, other: one.to(torch.float32 if one.dtype == torch.bfloat16 else torch.bfloat16),
+    "gelu": lambda one, other: nn.functional.gelu(one),
+    "gelu_backward": lambda one, other: torch.ops.aten.gelu_backward(one, other),
+    "relu": lambda one, other: torch.relu(one),
+    "silu": lambda one, other: nn.functional.silu(one),
+    "native_layer_norm": lambda one, other: torch.native_layer_norm(one, one.shape[-1:], None, None, 1e-6),
+    "_softmax": lambda one, other: torch.softmax(one, dim=-1),
+    "_softmax_backward_data": lambda one, other: torch._softmax_backward_data(one, other, -1, one.dtype),
+    "_log_softmax": lambda one, other: torch.log_softmax(one, dim=-1),
+    "sum": lambda one, other: one.sum(dim=0),
+}
+PROBE = (8192, 256)  # a stage of a small model: 8 MB in float32
+
+
+def _probe(name: str, dtype: torch.dtype, seconds: float) -> float:
+    """Bytes/s read and written by an operator on this machine, counted as a step's are."""
+    one, other = torch.rand(PROBE).to(dtype), torch.rand(PROBE).to(dtype)
+    work = PROBED[name]
+    made = work(one, other)
+    made = [each for each in (made if isinstance(made, tuple) else [made]) if isinstance(each, torch.Tensor)]
+    read = 2 if name in ("add", "mul", "add_", "cat", "gelu_backward", "_softmax_backward_data") else 1
+    moved = read * one.numel() * one.element_size() + sum(each.numel() * each.element_size() for each in made)
+    return moved / _median_time(lambda: work(one, other), seconds)
+
+
+def kinds_measured(step: Step, seconds: float) -> dict[tuple[str, str], float]:
+    """Bytes/s of the kinds in [`PROBED`] that a step has."""
+    wanted = {key[:2] for key, (_, flops, _) in step.operators.items() if not flops and key[0] in PROBED}
+    floats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    return {(name, kind): _probe(name, floats[kind], seconds / 2) for name, kind in sorted(wanted) if kind in floats}
 
 
 def _stand_in(key: tuple) -> Callable[[], Any] | None:
@@ -343,7 +388,7 @@ def empty_models(described: Described, recipe: Recipe, arguments: UnitTrainingAr
     with torch.device("meta"):
         model = UnitForPreTraining(described.config)
         if arguments.alignment_weight:
-            model.language_model.set_attn_implementation("eager")
+            return_first_head(model.language_model)
         teacher = None
         if described.teacher is not None:
             ours = architecture(described.teacher).ours
@@ -592,7 +637,7 @@ def step_seconds(
     parts = devices if strategy == "fsdp" else 1
     count = still["gradients"] / 4
     matrices = (2 * count - still["optimiser"] / 4) / parts  # Muon's
-    optimiser = (40 * count / parts) / speed.bandwidth
+    optimiser = (96 * count / parts) / speed.bandwidth
     if matrices:
         # five iterations of three products with the smaller side, for which the encoder's width stands: 6 d each
         optimiser += 15 * 2 * matrices * 512 / speed.rates["bfloat16"]

@@ -280,6 +280,7 @@ def rehearse(
         emptied(teacher, mode)
     with mode:
         trainer = _Rehearsal(model=model, args=arguments, image_processor=image_processor, train_dataset=[0])
+        trainer.text_behind = True
         trainer.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
         trainer.current_gradient_accumulation_steps = arguments.gradient_accumulation_steps
         if arguments.gradient_checkpointing:

@@ -38,6 +38,7 @@ from modeling_unit import (
 from modeling_unit.vision_sources_unit import find_model_type, find_vision_source
 
 from .adapter import ADAPTER, BASE, base_of, is_adapted, merged_on_base, save_adapter, save_base
+from .aligned_attention import return_first_head
 from .arguments import EvaluationArguments, HeldOutSource, LoraArguments, UnitTrainingArguments
 from .checkpoints import first_line, from_rank_0, is_writing_error, last_whole_checkpoint
 from .checks import check_bf16, check_nested, check_run, check_teacher, check_types, unknown_key
@@ -489,8 +490,7 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         model, processor = new_model(recipe)
         base = None  # nowhere yet
     if arguments.alignment_weight:
-        # its loss reads the attention weights, which only the eager implementation returns
-        model.language_model.set_attn_implementation("eager")
+        return_first_head(model.language_model)
     teacher = None
     if arguments.vision_weight:
         if recipe.teacher is None and is_whole:

@@ -32,6 +32,7 @@ from .freezing import freeze_parts as freeze_parts
 from .freezing import set_position_crop, unread_parts
 from .freezing import trainable_table as trainable_table
 from .losses import Counted, alignment_loss, character_loss, sampled_tokens, slot_weights, token_losses
+from .norms import quicken_norms
 from .optim import MuonWithAdamW, parameter_groups
 from .packing import first_tokens, repacked
 from .samples import SamplesInTraining
@@ -78,6 +79,9 @@ class UnitTrainer(SamplesInTraining, BaseTrainer):
         # the loss is normalised by the step's counts: nothing is left to divide by the number of micro-batches
         self.model_accepts_loss_kwargs = True
         self.image_processor = image_processor
+        quicken_norms(self.model)
+        # our collator's texts: visual tokens in front, padded behind
+        self.text_behind = isinstance(self.train_dataset, (MixtureDataset, StreamDataset))
         self.terms = TermLog()
         self._labels_checked = False
         # of data without `row_seeds`: C is drawn from a generator of its own, so that runs with and without a teacher
@@ -123,6 +127,7 @@ class UnitTrainer(SamplesInTraining, BaseTrainer):
                 outputs[name] = output
             if "labels" in beside:  # L_lan: position t predicts label t + 1; what is -100 is left out
                 targets = F.pad(beside["labels"][:, 1:], (0, 1), value=-100)  # (B, T)
+                targets = targets[:, -output.logits.shape[1] :]  # visual tokens in front of all texts have no logits
                 each = token_losses(output.logits, targets)  # (B, T), nats, 0 where left out
                 language = Counted(each.sum(), (targets != -100).sum())
                 terms["language_loss"] = args.language_weight * args.group_weights.get(name, 1.0), language
@@ -177,6 +182,11 @@ class UnitTrainer(SamplesInTraining, BaseTrainer):
             raise ValueError(
                 f"The batch of group {name!r} has no labels, but L_lan is to be learned: check the collator."
             )
+        else:
+            batch["use_cache"] = False  # it would copy every layer's keys and values
+            if self.text_behind:
+                batch.pop("attention_mask", None)  # what is padded comes last: nothing before it sees it
+                batch["logits_to_keep"] = beside["labels"].shape[1] - _fewest_visual_tokens(self.model, batch)
         beside = {key: value for key, value in beside.items() if self.learns(name, key)}
         if "token_places" in beside:
             batch["output_attentions"] = True
@@ -439,6 +449,16 @@ class InterScaleTrainer(UnitTrainer):
 
     required_groups = frozenset({"natural_x1", "document_x4", "natural_x4", "document_x1"})
     allowed_groups = required_groups
+
+
+def _fewest_visual_tokens(model: nn.Module, batch: dict[str, Any]) -> int:
+    """Positions of each text that hold visual tokens, of the image with the fewest."""
+    model = _unwrapped(model)
+    if "image_grid_hw" in batch:
+        grids = batch["image_grid_hw"].tolist()
+    else:
+        grids = [[side // model.config.vision_config.patch_size for side in batch["pixel_values"].shape[-2:]]]
+    return min(model.connector.num_visual_tokens(*grid) for grid in grids)
 
 
 def _only_item(items: list[Any]) -> Any:
