@@ -50,6 +50,7 @@ from .data.streaming import StreamDataset, StreamGroup, layout_of
 from .live import LiveArguments, LivePictures, LiveTeacherModel, LiveTeacherTrainer, live_views
 from .llava_data import ConversationCollator, Conversations, LlavaTrainer
 from .lora import add_lora
+from .optim import rate_table
 from .publish import check_destination, code_version, push_run, take_hub_settings
 from .resume import differences, facts_left, facts_of, told_differences
 from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
@@ -350,6 +351,7 @@ def main(path: str | Path, overrides: list[str] | None = None, accept_changes: b
     run = {"teacher": _teacher_run, "llava": _llava_run}.get(recipe.stage, _stage_run)
     trainer, finish = run(recipe, arguments)
     say(trainable_table(trainer.model))
+    say(rate_table(trainer.model, arguments))
     if checkpoint:
         say(f"Going on from {checkpoint}")
     out = Path(arguments.output_dir)

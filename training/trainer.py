@@ -21,7 +21,7 @@ from .data.mixture import MixtureDataset
 from .data.refusals import Refusals
 from .data.streaming import StreamDataset, StreamLoader, load_state, write_state
 from .losses import alignment_loss, character_loss
-from .optim import PARTS, MuonWithAdamW, parameter_groups, part_of
+from .optim import PARTS, make_optimizer, part_of
 from .packing import first_tokens, repacked
 
 
@@ -220,15 +220,7 @@ class UnitTrainer(BaseTrainer):
 
     def create_optimizer(self, *args, **kwargs):
         if self.optimizer is None:
-            settings: UnitTrainingArguments = self.args
-            muon = settings.muon_learning_rate if settings.optimizer == "muon" else None
-            groups = parameter_groups(
-                self.model, settings.learning_rate, settings.weight_decay, settings.part_rates, muon
-            )
-            if muon is None:
-                self.optimizer = torch.optim.AdamW(groups, betas=(settings.adam_beta1, settings.adam_beta2))
-            else:
-                self.optimizer = MuonWithAdamW(groups, betas=(settings.adam_beta1, settings.adam_beta2))
+            self.optimizer = make_optimizer(self.model, self.args)
         return self.optimizer
 
     # -- logging
