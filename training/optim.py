@@ -59,8 +59,8 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def layer_of(name: str) -> int | None:
-    """Layer of an encoder's or a decoder's parameter: 0 for what stands before the layers, i + 1 for `layers.i`, `None`
-    for what comes after the last."""
+    """Layer of an encoder's or a decoder's parameter: 0 for what stands before the layers, i + 1 for `layers.i`,
+    `None` for what comes after the last."""
     found = LAYER.search(name)
     if found:
         return int(found[1]) + 1

@@ -82,6 +82,7 @@ class UnitTrainer(BaseTrainer):
         if encoder is not None:
             freeze_unread(encoder)
         teacher = getattr(teacher, "vision_model", teacher)
+        self.keep_anchor(teacher)
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         if self.teacher is not None:
             self.teacher.to(self.args.device)
