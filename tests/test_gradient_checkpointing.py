@@ -9,7 +9,6 @@ from transformers import CONFIG_MAPPING
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from training.arguments import LoraArguments
-from training.data.schema import write_shards
 from training.lora import add_lora
 from training.losses import alignment_loss
 

@@ -507,7 +507,16 @@ def stage_data(
     positions = getattr(config.text_config, "max_position_embeddings", None) or 0
     refusals = Refusals()
     collators = [
-        GroupCollator(processor, each.kind, each.scale, slots, raw=not each.packed, packed=each.packed)
+        GroupCollator(
+            processor,
+            each.kind,
+            each.scale,
+            slots,
+            raw=not each.packed,
+            packed=each.packed,
+            augment_pictures=settings.augment_pictures,
+            keyed=bool(arguments.teacher_cache),
+        )
         for each in groups
     ]
     pairs = list(zip(groups, collators, strict=True))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 
 from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput, UnitImageProcessor
-from modeling_unit.architectures_unit import class_tokens, freeze_unread, run_encoder, run_encoder_packed
+from modeling_unit.architectures_unit import class_tokens, freeze_unread, run_encoder_packed
 
 from .arguments import UnitTrainingArguments
 from .base_trainer import BaseTrainer
@@ -23,6 +23,7 @@ from .data.streaming import StreamDataset, StreamLoader, load_state, write_state
 from .losses import alignment_loss, character_loss
 from .optim import PARTS, make_optimizer, part_of
 from .packing import first_tokens, repacked
+from .teacher_cache import TeacherFeatures
 
 
 def freeze_parts(model: nn.Module, parts: list[str]) -> None:
@@ -83,9 +84,13 @@ class UnitTrainer(BaseTrainer):
             freeze_unread(encoder)
         teacher = getattr(teacher, "vision_model", teacher)
         self.keep_anchor(teacher)
+        self.teacher_features: TeacherFeatures | None = None
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         if self.teacher is not None:
             self.teacher.to(self.args.device)
+            groups = getattr(self.train_dataset, "groups", None)
+            self.teacher_features = TeacherFeatures(self.teacher, self.args, groups, image_processor)
+            self.add_callback(self.teacher_features)
         self.model_accepts_loss_kwargs = False  # each micro-batch normalises its own loss
         self.image_processor = image_processor
         self._sums: dict[str, torch.Tensor] = {}
@@ -130,6 +135,7 @@ class UnitTrainer(BaseTrainer):
         classes = batch.pop("character_classes", None)
         places = batch.pop("token_places", None)
         teacher_pixels, teacher_grids = batch.pop("teacher_pixel_values", None), batch.pop("teacher_grid", None)
+        keys = batch.pop("teacher_keys", None)
         reads = args.language_weight > 0
         if reads and batch.get("labels") is None:
             raise ValueError(
@@ -140,7 +146,8 @@ class UnitTrainer(BaseTrainer):
         aligned = reads and args.alignment_weight > 0 and places is not None and name.startswith("document")
         if name.startswith("natural") and self.teacher is not None and args.vision_weight > 0:
             grids = batch.get("image_grid_hw") if teacher_grids is None else teacher_grids
-            batch |= self.teacher_targets(batch["pixel_values"] if teacher_pixels is None else teacher_pixels, grids)
+            pictures = batch["pixel_values"] if teacher_pixels is None else teacher_pixels
+            batch |= self.teacher_targets(pictures, grids, keys)
         # forward: pixels -> encoder -> connector -> decoder; labels are shifted inside, -100 is masked
         output = model(
             **batch,
@@ -169,12 +176,16 @@ class UnitTrainer(BaseTrainer):
         return loss, output
 
     @torch.no_grad()
-    def teacher_targets(self, pixel_values: torch.Tensor, grids: torch.Tensor | None = None) -> dict[str, Any]:
+    def teacher_targets(
+        self, pixel_values: torch.Tensor, grids: torch.Tensor | None = None, keys: torch.Tensor | None = None
+    ) -> dict[str, Any]:
         """The teacher's features of pictures at x1 and the random subset C of its tokens [paper]. `grids` `(B, 2)`:
-        of a pack."""
+        of a pack. `keys` `(B, 16)`: of the pictures, see `teacher_cache.py`."""
         patch = self.teacher.config.patch_size
         if grids is None:
-            features = run_encoder(self.teacher, pixel_values).last_hidden_state  # (B, S + M, D)
+            features = self.teacher_features(
+                pixel_values, keys
+            )  # (B, S + M, D), each picture once where they are kept
         else:  # (1, sum (S + M_i), D)
             pixel_values, grids = repacked(pixel_values, grids, patch)
             features = run_encoder_packed(self.teacher, pixel_values, grids).last_hidden_state[None]

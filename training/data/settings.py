@@ -134,6 +134,8 @@ class DataArguments:
         exchanged: stage 2: share of each kind's rows that come at the exchanged scale, natural pictures at x4 and
             documents at x1. The paper adds them and states no share; 0.2 [ours].
         packed: as in a group, for the documents.
+        augment_pictures: natural pictures are placed, scaled, mirrored and toned at random [ours]; with `false` each
+            comes always the same, as in evaluation: for `training.teacher_cache`.
         curriculum: settings of [`CurriculumArguments`].
         streaming: read shard after shard instead of indexing every row beforehand; see `training/data/streaming.py`.
         shuffle_buffer: streaming: rows of a source that are shuffled together; 500 [ours].
@@ -153,6 +155,7 @@ class DataArguments:
     tasks: dict[str, float] = field(default_factory=dict)
     exchanged: float = 0.2
     packed: bool = False
+    augment_pictures: bool = True
     curriculum: CurriculumArguments = field(default_factory=CurriculumArguments)
     streaming: bool = False
     shuffle_buffer: int = 500
