@@ -31,7 +31,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from modeling_unit import UnitForPreTraining, UnitImageProcessor
 
 from .arguments import UnitTrainingArguments
-from .teacher_cache import TeacherFeatures
+from .teacher_cache import TeacherFeatures, teacher_dtype
 from .trainer import UnitTrainer
 
 aten = torch.ops.aten
@@ -279,6 +279,8 @@ def rehearse(
     _forget(model, teacher)
     emptied(model, mode)
     if teacher is not None:
+        if teacher.dtype != teacher_dtype(arguments):
+            teacher.to(teacher_dtype(arguments))  # before it is emptied: what is fake cannot be cast in place
         emptied(teacher, mode)
     with mode:
         trainer = _Rehearsal(model=model, args=arguments, image_processor=image_processor, train_dataset=[0])

@@ -185,7 +185,9 @@ class TeacherFeatures(TrainerCallback):
     """
 
     def __init__(self, teacher: nn.Module, settings: Any, groups: Any = None, processor: Any = None):
-        self.teacher, self.settings, self.processor = teacher.to(teacher_dtype(settings)), settings, processor
+        if teacher.dtype != teacher_dtype(settings):
+            teacher.to(teacher_dtype(settings))
+        self.teacher, self.settings, self.processor = teacher, settings, processor
         self.folder: Path | None = None
         self.stores: dict[int, FeatureStore] = {}  # by the number of tokens
         self.computed = self.read = 0  # pictures
