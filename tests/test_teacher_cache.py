@@ -247,3 +247,24 @@ def test_the_teacher_follows_the_runs_precision(data, tmp_path):  # noqa: F811
         exact = model_and_teacher()[1].eval()(pixels).last_hidden_state
         assert float((given.float() - exact).detach().abs().mean() / exact.detach().abs().mean()) < 0.02
         assert {each.dtype for each in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_raw_pixels_are_keyed_in_the_workers(data, tmp_path, workers, capsys):  # noqa: F811
+    from tiny import processor
+
+    found = []
+    for cache in (False, str(tmp_path / "store"), str(tmp_path / "store")):
+        model, teacher = model_and_teacher()
+        settings = arguments(tmp_path, max_steps=7, teacher_cache=cache, dataloader_num_workers=workers)
+        dataset = keyed(mixture(data, length=7))
+        for group in dataset.groups:
+            group.collator.raw = True
+        images = processor().image_processor
+        trainer = IntraScaleTrainer(
+            model=model, args=settings, train_dataset=dataset, teacher=teacher, image_processor=images
+        )
+        trainer.train()
+        found.append([each["loss"] for each in trainer.state.log_history if "loss" in each])
+    assert found[0] == found[1] == found[2]
+    assert "14 pictures read" in capsys.readouterr().out
