@@ -260,6 +260,42 @@ def test_items_end_where_the_run_does(shards):
             data[outside]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_pictures_have_the_seed_of_their_drawing_however_they_are_batched(shards, packed):
+    """40 drawings of 20 pictures: in micro-batches of 5, 2 and 1, in windows of 10 rows each, and over two ranks."""
+    found = []
+    for rows, window, ranks in ((5, 2, 1), (2, 5, 1), (1, 10, 1), (1, 5, 2)):
+        names = {"kind": "natural", "names": ("pictures",), "packed": packed}
+        group = plan(shards, rows=rows, window=window, ranks=ranks, **names)
+        drawn = {}
+        for step in range(40 // rows):
+            batch = group[step]
+            assert batch["row_seeds"].dtype == torch.int64
+            for row, seed in zip(group.batch(step)[1], batch["row_seeds"].tolist(), strict=True):
+                drawn.setdefault(row, set()).add(seed)
+        assert all(len(seeds) == 2 for seeds in drawn.values())  # another one in the second epoch
+        assert len(set().union(*drawn.values())) == 40
+        found.append(drawn)
+    assert all(each == found[0] for each in found)
+    assert plan(shards, seed=4, **names)[0]["row_seeds"].tolist() != plan(shards, **names)[0]["row_seeds"].tolist()
+    assert "row_seeds" not in plan(shards)[0]  # the teacher does not look at documents
+
+
+def test_documents_at_x1_are_those_whose_letters_stay_legible(shards):
+    """x1 is 32 x 32 pixels, 16 patches: rows of 40 x 8 (5 patches) stay, and of 64 x 16 (16); 100 x 8 (13) stays;
+    130 x 24 is shrunk to less than its x-height of 5 pixels."""
+
+    def drawn(least) -> set[int]:
+        arguments = GroupArguments("document", 1, rows=4, sources=[SourceArguments(str(shards / "chunks"))])
+        group = GroupPlan(arguments, GroupCollator(processor(), "document", 1), 3, 4, min_x_height=least)
+        return {position % 4 for _, position in rows_of(group, range(40))}
+
+    assert drawn(0.0) == {0, 1, 2, 3}
+    assert drawn(5.0) == {0, 1, 2}
+    with pytest.raises(ValueError, match="an x-height of 6 pixels at this scale"):
+        drawn(6.0)
+
+
 def test_augmentation_differs_from_step_to_step_but_not_from_run_to_run(shards):
     """The same row drawn again looks different; the same step looks the same."""
     one = plan(shards, kind="natural", names=("pictures",), window=1, rows=20)  # every picture in every batch

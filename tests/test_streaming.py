@@ -4,6 +4,7 @@ import io
 import random
 import tarfile
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from tiny import document_row, noise, picture_row, png, processor
 
 from training.collator import GroupCollator
+from training.data.mixture import image_size
 from training.data.refusals import Refusals, TooManyRefused
 from training.data.schema import write_shards
 from training.data.settings import CurriculumArguments, DataArguments, GroupArguments, SourceArguments
@@ -50,7 +52,8 @@ def settings(**given) -> DataArguments:
 def group(shards, kind="document", names=("chunks",), weights=(1.0,), data=None, positions=0, refusals=None, **given):
     sources = [SourceArguments(str(shards / name), weight) for name, weight in zip(names, weights, strict=True)]
     size = {"patches": 64} if kind == "document" else {"rows": 3}
-    arguments = GroupArguments(kind, 4 if kind == "document" else 1, sources=sources, **(size | given))
+    scale = given.pop("scale", 4 if kind == "document" else 1)
+    arguments = GroupArguments(kind, scale, sources=sources, **(size | given))
     collator = GroupCollator(processor(), kind, arguments.scale, packed=arguments.packed)
     return StreamGroup(arguments, collator, data or settings(), 3, positions, refusals)
 
@@ -314,6 +317,27 @@ def test_rows_set_aside_for_another_task_are_part_of_the_state(shards, tmp_path)
     load_state(again, tmp_path)
     for number, item in enumerate(StreamLoader(again), 5):
         assert_equal(item, straight[number], number)
+
+
+def test_every_drawing_of_a_picture_has_a_seed_of_its_own(shards):
+    """That the seeds are the same over ranks and workers and after a resume is part of the items' equality."""
+    seeds = [
+        seed for item in items(partial(dataset, shards)).values() for seed in item["natural_x1"]["row_seeds"].tolist()
+    ]
+    assert len(seeds) == 72  # of 20 pictures, each several times
+    assert len(set(seeds)) == 72
+
+
+def test_streamed_documents_at_x1_are_those_whose_letters_stay_legible(shards):
+    """As in test_mixture.py: of the four sizes only 130 x 24 is shrunk below its x-height of 5 pixels."""
+
+    def sizes(least) -> set[tuple[int, int]]:
+        made = group(shards, data=settings(exchanged_x_height=least), scale=1)
+        filler = StreamFiller(made, 0, 1)
+        return {image_size(filler.draw(8).row["image"]["bytes"]) for _ in range(60)}
+
+    assert sizes(0.0) == set(SIZES)
+    assert sizes(5.0) == set(SIZES[:3])
 
 
 def test_what_waits_is_bounded_and_few_rows_are_lost(shards):

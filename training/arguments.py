@@ -1,4 +1,21 @@
-"""Every setting of a run, with its source: [paper] or [ours] where the paper is silent."""
+"""Every setting of a run, with its source: [paper] or [ours] where the paper is silent.
+
+What the method leaves open, each one setting of a recipe:
+
+| what | setting | default | source |
+|---|---|---|---|
+| lambda, weight of `L_vis` | `training.vision_weight` | 1 | [ours], not stated |
+| mu, weight of L1 beside the cosine | `training.vision_l1_weight` | 1 | [ours], not stated |
+| the share of tokens in C | `training.token_sampling_ratio` | 0.5 | [ours], not stated |
+| K, tokens of the connector | `model.connector_config.num_queries` (`qformer`) | 256 | [ours], not stated |
+| | `model.connector_config.unshuffle` (`mlp`): a square of patches a token | 2 | [ours] |
+| the teacher's resolution for a picture at x4 | `training.teacher_scale` | 1 | [ours], not stated |
+| what x4 multiplies, side or area | `image_processor.scale_as` | `side` | [ours], the paper can be read both ways |
+| which text documents at x1 read | `data.exchanged_x_height` | 4.5 pixels | [ours]; the paper: pages of large letters |
+| random crops of the positions | `training.position_crop` | as the encoder has it: on for UNIT's | [code] |
+
+All the loss's weights are in `UnitTrainingArguments`; `UnitTrainer.compute_loss` has every term on one page.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +32,14 @@ class UnitTrainingArguments(TrainingArguments):
         learning_rate: 5e-5 [paper]. weight_decay: 0.01 [paper]. lr_scheduler_type: cosine [paper].
         vision_weight: lambda, weight of `L_vis`. Not stated; 1 [ours].
         vision_l1_weight: mu, weight of L1 beside the cosine. Not stated; 1 [ours].
-        token_sampling_ratio: |C| / N, share of tokens that `L_vis` looks at. Not stated; 0.5 [ours].
+        token_sampling_ratio: |C| / N, share of tokens that `L_vis` looks at. Not stated; 0.5 [ours]. A class token is
+            always among them [ours].
+        teacher_scale: what the teacher sees of a picture at x4: 1, the picture at x1, and the student's grid is
+            area-pooled to the teacher's (a teacher trained at x1 is unreliable at x4); or `"same"`, the picture at
+            x4 itself, token by token. Not stated; 1 [ours].
+        position_crop: random crops of the encoder's positions in training, and none at all for one picture in ten
+            [code]; `None` as the encoder's own configuration says. Crops are drawn batch by batch from torch's
+            generator: only without them do other splits of a step into micro-batches give the same numbers.
         language_weight: weight of `L_lan`, 1 [paper]. 0 leaves the language decoder out of the step: a start of its
             own for an encoder from scratch, which sees characters before anything can read them [ours].
         group_weights: weight of each group's `L_lan`, 1 where not given [ours].
@@ -53,6 +77,8 @@ class UnitTrainingArguments(TrainingArguments):
     vision_weight: float = 1.0
     vision_l1_weight: float = 1.0
     token_sampling_ratio: float = 0.5
+    teacher_scale: int | str = 1
+    position_crop: bool | None = None
     language_weight: float = 1.0
     group_weights: dict[str, float] = field(default_factory=dict)
     character_weight: float = 0.0
@@ -73,10 +99,17 @@ class UnitTrainingArguments(TrainingArguments):
     divergence_factor: float = 4.0
     divergence_steps: int = 20
 
+    @property
+    def n_gpu(self) -> int:
+        """One GPU a process, for groups cannot be scattered by rows: `accelerate launch` runs a process for each."""
+        return min(1, super().n_gpu)
+
     def __post_init__(self):
         super().__post_init__()
         if not 0.0 < self.token_sampling_ratio <= 1.0:
             raise ValueError(f"token_sampling_ratio must lie in (0, 1], got {self.token_sampling_ratio}.")
+        if self.teacher_scale not in (1, "same"):
+            raise ValueError(f'teacher_scale must be 1 or "same", got {self.teacher_scale!r}.')
         weights = ("language_weight", "vision_weight", "vision_l1_weight", "character_weight", "alignment_weight")
         for name in (*weights, "max_minutes", "divergence_factor"):
             if getattr(self, name) < 0:

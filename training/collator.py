@@ -22,6 +22,7 @@ from modeling_unit.image_processing_unit import UnitImageProcessor
 from modeling_unit.processing_unit import UnitProcessor
 
 from .data.augment import augment_document, composite_picture
+from .data.settings import TASKS
 from .packing import pack_rows
 from .teacher_cache import picture_key
 from .tokenizer import TASK_TOKENS, byte_tokenizer
@@ -88,8 +89,10 @@ def normalized_pixels(pixels: torch.Tensor, processor: UnitImageProcessor) -> to
 class GroupCollator:
     """Collates one group.
 
-    Keys in: rows of the schema (`image` as bytes, `text`, `task`, `kind`, `char_boxes`).
+    Keys in: rows of the schema (`image` as bytes, `text`, `task`, `kind`, `char_boxes`), and the `row_seed` that the
+    data set drew a row with, where it tells.
     Keys out: `pixel_values` (B, 3, H, W), `input_ids`, `labels`, `attention_mask` (B, T) padded on the right;
+    `task_ids` (B,), places in `TASKS`, -1 for others; of natural pictures `row_seeds` (B,) where they are told;
     documents with boxes also `character_classes` (B, N, slots) and `token_places` (B, T), the visual token each label
     should look at, -1 for none; natural pictures at x4 also `teacher_pixel_values` (B, 3, h, w), the same pictures at
     x1.
@@ -106,6 +109,7 @@ class GroupCollator:
         packed: each image keeps its own grid, and all come in one pack (see `packing.pack_rows` for the keys).
         augment_pictures: natural pictures are changed at random; else each comes always the same.
         keyed: natural pictures also get `teacher_keys` (B, 16), the hash of what the teacher sees.
+        teacher_scale: 1 for the small copies for the teacher, `"same"` for none: see `arguments.py`.
     """
 
     processor: UnitProcessor
@@ -116,6 +120,7 @@ class GroupCollator:
     packed: bool = False
     augment_pictures: bool = True
     keyed: bool = False
+    teacher_scale: int | str = 1
 
     @property
     def image_processor(self) -> UnitImageProcessor:
@@ -132,6 +137,16 @@ class GroupCollator:
         if self.packed:
             alone = [self._alone(row, rng) for row in rows]
             return pack_rows(alone, self.image_processor.patch_size, self.processor.tokenizer.pad_token_id, TEXT_STEP)
+        return self._collated(rows, rng, shape)
+
+    def _collated(self, rows, rng, shape):
+        tasks = [TASKS.index(row["task"]) if row["task"] in TASKS else -1 for row in rows]
+        out = {"task_ids": torch.tensor(tasks)}
+        if self.kind == "natural" and all("row_seed" in row for row in rows):
+            out["row_seeds"] = torch.tensor([row["row_seed"] for row in rows])
+        return self._images_and_texts(rows, rng, shape) | out
+
+    def _images_and_texts(self, rows, rng, shape):
         if self.kind == "natural":
             return self._natural(rows, rng, shape[2])
         return self._documents(rows, rng, shape)
@@ -161,11 +176,10 @@ class GroupCollator:
 
     def _alone(self, row, rng):
         """A batch of one row, its grid the one that its image has before it is changed: packs stay in their budget."""
-        if self.kind == "natural":
-            return self._natural([row], rng)
-        return self._documents(
-            [row], rng, (*self.image_processor.grid_for(*_open(row).size, "document", self.scale), 0)
-        )
+        shape = (0, 0, 0)
+        if self.kind == "document":
+            shape = (*self.image_processor.grid_for(*_open(row).size, "document", self.scale), 0)
+        return self._collated([row], rng, shape)
 
     def _natural(self, rows, rng, text_tokens: int = 0):
         processor = self.image_processor
@@ -174,7 +188,7 @@ class GroupCollator:
         for row in rows:
             picture = composite_picture(_open(row), rng if self.augment_pictures else None, side)
             batch["pixels"].append(np.asarray(processor.resize(picture, "natural", self.scale)))
-            if self.scale != 1:
+            if self.scale != 1 and self.teacher_scale == 1:
                 batch["small"].append(np.asarray(processor.resize(picture, "natural", 1)))
         out = {"pixel_values": self._pixels(batch["pixels"])}
         if batch["small"]:

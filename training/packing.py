@@ -23,7 +23,7 @@ def pack_rows(rows: Sequence[dict[str, torch.Tensor]], patch_size: int, pad_toke
 
     Keys in: those of `GroupCollator`, with a first dimension of 1. Keys out: `pixel_values` (sum N_i, 3 * P * P) and
     `image_grid_hw` (B, 2), likewise `teacher_pixel_values` and `teacher_grid`; `character_classes`
-    (1, sum N_i, slots); texts (B, T) padded on the right, T a multiple of `step`.
+    (1, sum N_i, slots); texts (B, T) padded on the right, T a multiple of `step`; `task_ids` and `row_seeds` (B,).
     """
     pack = pack_images([row["pixel_values"][0] for row in rows], patch_size)
     if "teacher_pixel_values" in rows[0]:
@@ -31,6 +31,9 @@ def pack_rows(rows: Sequence[dict[str, torch.Tensor]], patch_size: int, pad_toke
         pack |= {"teacher_pixel_values": teacher["pixel_values"], "teacher_grid": teacher["image_grid_hw"]}
     if "character_classes" in rows[0]:
         pack["character_classes"] = torch.cat([row["character_classes"] for row in rows], dim=1)
+    for name in ("task_ids", "row_seeds"):
+        if name in rows[0]:
+            pack[name] = torch.cat([row[name] for row in rows])
     used = [int(row["attention_mask"].sum()) for row in rows]
     length = -(-max(used) // step) * step
     for name in ("input_ids", "labels", "attention_mask", "token_places"):
@@ -57,8 +60,6 @@ def repacked(pack: torch.Tensor, grids: torch.Tensor, patch_size: int) -> tuple[
     return found["pixel_values"], found["image_grid_hw"].to(grids.device)
 
 
-def first_tokens(grids: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Where the images of a pack begin in a sequence of `tokens` (prefix and patches of each), `(B,)`."""
-    counts = grids.prod(dim=1)
-    prefix = (tokens - int(counts.sum())) // len(grids)
-    return F.pad((counts + prefix).cumsum(0)[:-1], (1, 0))
+def first_tokens(grids: torch.Tensor, prefix: int) -> torch.Tensor:
+    """Where the images of a pack begin in a sequence of their tokens, `prefix` ones and patches of each, `(B,)`."""
+    return F.pad((grids.prod(dim=1) + prefix).cumsum(0)[:-1], (1, 0))

@@ -405,7 +405,7 @@ def assumed_batch(recipe: Recipe, described: Described, assumed: Assumed) -> lis
                     "positions: use the qformer connector, or a larger unshuffle."
                 )
         small = None
-        if group.kind == "natural" and group.scale != 1:
+        if group.kind == "natural" and group.scale != 1 and recipe.training.get("teacher_scale", 1) == 1:
             small_side = round(images.area(1) ** 0.5)
             small = images.grid_for(small_side, small_side, "natural", 1)
         rows = group.rows or max(1, group.patches // math.prod(grid))
@@ -429,7 +429,7 @@ def planned_batches(data: MixtureDataset, count: int = LOOKED_AT) -> list[list[G
                 rows, cols = (max(1, round(sum(float(size[axis]) for size in sizes) / len(sizes))) for axis in (0, 1))
                 text = int(max(size[2] for size in sizes))
             small = None
-            if plan.arguments.kind == "natural" and plan.arguments.scale != 1:
+            if plan.arguments.kind == "natural" and plan.arguments.scale != 1 and plan.collator.teacher_scale == 1:
                 images = plan.collator.image_processor
                 side = round(images.area(1) ** 0.5)
                 small = images.grid_for(side, side, "natural", 1)

@@ -36,7 +36,6 @@ from modeling_unit import (
     UnitProcessor,
     UnitVisionConfig,
 )
-from modeling_unit.architectures_unit import prefix_tokens
 from modeling_unit.vision_sources_unit import find_model_type, find_vision_source
 
 from .adapter import ADAPTER, BASE, base_of, is_adapted, save_adapter, save_base
@@ -45,7 +44,14 @@ from .checkpoints import first_line, from_rank_0, is_writing_error, last_whole_c
 from .collator import NUM_CHARACTER_CLASSES, GroupCollator
 from .data.mixture import GroupPlan, MixtureDataset
 from .data.refusals import Refusals
-from .data.settings import CurriculumArguments, DataArguments, GroupArguments, SourceArguments, expand_groups
+from .data.settings import (
+    EXCHANGED_DOCUMENTS,
+    CurriculumArguments,
+    DataArguments,
+    GroupArguments,
+    SourceArguments,
+    expand_groups,
+)
 from .data.streaming import StreamDataset, StreamGroup, layout_of
 from .live import LiveArguments, LivePictures, LiveTeacherModel, LiveTeacherTrainer, live_views
 from .llava_data import ConversationCollator, Conversations, LlavaTrainer
@@ -55,7 +61,7 @@ from .publish import check_destination, code_version, push_run, take_hub_setting
 from .resume import differences, facts_left, facts_of, told_differences
 from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
 from .tokenizer import TASK_TOKENS, byte_tokenizer
-from .trainer import InterScaleTrainer, IntraScaleTrainer, UnitTrainer, freeze_parts, trainable_table
+from .trainer import InterScaleTrainer, IntraScaleTrainer, UnitTrainer, check_teacher, freeze_parts, trainable_table
 
 logger = logging.getLogger(__name__)
 STAGES = ("teacher", "intra_scale", "inter_scale", "llava")
@@ -447,16 +453,7 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         else:
             found = find_vision_source(recipe.teacher, **_encoder_settings(recipe, "teacher"))
             teacher = found.load(torch.float32)
-        if teacher.config.hidden_size != model.config.vision_decoder_config.output_size:
-            raise ValueError(
-                f"The teacher's width is {teacher.config.hidden_size}, the vision decoder gives "
-                f"{model.config.vision_decoder_config.output_size}."
-            )
-        if prefix_tokens(teacher.config) != model.config.num_prefix_tokens:
-            raise ValueError(
-                f"The teacher puts {prefix_tokens(teacher.config)} class and register tokens in front of its patch "
-                f"tokens, the encoder {model.config.num_prefix_tokens}: L_vis compares them token by token."
-            )
+        check_teacher(teacher.config, model.config)
     data = stage_data(recipe, arguments, processor, model.config)
     model = add_lora(model, LoraArguments(**recipe.lora))
     if model.config.projection_dim:
@@ -516,6 +513,7 @@ def stage_data(
             packed=each.packed,
             augment_pictures=settings.augment_pictures,
             keyed=bool(arguments.teacher_cache),
+            teacher_scale=arguments.teacher_scale,
         )
         for each in groups
     ]
@@ -545,6 +543,7 @@ def stage_data(
                 curriculum=settings.curriculum,
                 batches_per_step=batches_per_step,
                 max_positions=positions,
+                min_x_height=settings.exchanged_x_height if pair[0].name == EXCHANGED_DOCUMENTS else 0.0,
                 refusals=refusals,
             )
             for pair in pairs

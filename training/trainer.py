@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import SequentialSampler
+from transformers import PreTrainedConfig
 
-from modeling_unit import UnitForPreTraining, UnitForPreTrainingOutput, UnitImageProcessor
-from modeling_unit.architectures_unit import class_tokens, freeze_unread, run_encoder_packed
+from modeling_unit import UnitConfig, UnitForPreTraining, UnitImageProcessor
+from modeling_unit.architectures_unit import (
+    class_tokens,
+    freeze_unread,
+    prefix_tokens,
+    run_encoder_packed,
+)
 
 from .arguments import UnitTrainingArguments
 from .base_trainer import BaseTrainer
@@ -19,42 +25,21 @@ from .checkpoints import from_rank_0, last_whole_checkpoint
 from .collator import normalized_pixels
 from .data.mixture import MixtureDataset
 from .data.refusals import Refusals
+from .data.settings import TASKS
 from .data.streaming import StreamDataset, StreamLoader, load_state, write_state
-from .losses import alignment_loss, character_loss
-from .optim import PARTS, make_optimizer, part_of
+from .freezing import freeze_parts as freeze_parts
+from .freezing import set_position_crop
+from .freezing import trainable_table as trainable_table
+from .losses import Counted, alignment_loss, character_loss, sampled_tokens, slot_weights, token_losses
+from .optim import make_optimizer
 from .packing import first_tokens, repacked
 from .teacher_cache import TeacherFeatures
+from .terms import TermLog, means
 
-
-def freeze_parts(model: nn.Module, parts: list[str]) -> None:
-    """Stop the gradients of whole parts (`encoder`, `connector`, `language_decoder`, ...).
-
-    Raises:
-        ValueError: for a part that does not exist.
-    """
-    unknown = set(parts) - set(PARTS)
-    if unknown:
-        raise ValueError(f"Unknown parts to freeze: {sorted(unknown)}. Known: {', '.join(PARTS)}.")
-    for name, parameter in model.named_parameters():
-        if part_of(name) in parts:
-            parameter.requires_grad_(False)
-
-
-def trainable_table(model: nn.Module) -> str:
-    """What trains, part by part: tensors and parameters, trained and frozen."""
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for name, parameter in model.named_parameters():
-        entry = counts[part_of(name)]
-        entry[0] += parameter.numel()
-        if parameter.requires_grad:
-            entry[1] += parameter.numel()
-            entry[2] += 1
-    lines = [f"{'part':<18}{'parameters':>14}{'trained':>14}{'tensors':>9}"]
-    for part, (total, trained, tensors) in counts.items():
-        lines.append(f"{part:<18}{total:>14,}{trained:>14,}{tensors:>9}")
-    total, trained, tensors = (sum(entry[index] for entry in counts.values()) for index in range(3))
-    lines.append(f"{'all':<18}{total:>14,}{trained:>14,}{tensors:>9}")
-    return "\n".join(lines)
+# What the loss is the sum of, and what of a group's batch only the loss takes
+TERMS = ("language_loss", "vision_loss", "character_loss", "alignment_loss")
+BESIDE = ("labels", "task_ids", "row_seeds", "character_classes", "token_places")
+SHOWN_ROWS = 4  # rows that a message names
 
 
 class UnitTrainer(BaseTrainer):
@@ -82,20 +67,24 @@ class UnitTrainer(BaseTrainer):
         encoder = getattr(_unwrapped(self.model), "vision_model", None)
         if encoder is not None:
             freeze_unread(encoder)
+            set_position_crop(encoder, self.args.position_crop)
         teacher = getattr(teacher, "vision_model", teacher)
         self.keep_anchor(teacher)
         self.teacher_features: TeacherFeatures | None = None
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         if self.teacher is not None:
+            check_teacher(self.teacher.config, _unwrapped(self.model).config)
             self.teacher.to(self.args.device)
             groups = getattr(self.train_dataset, "groups", None)
             self.teacher_features = TeacherFeatures(self.teacher, self.args, groups, image_processor)
             self.add_callback(self.teacher_features)
-        self.model_accepts_loss_kwargs = False  # each micro-batch normalises its own loss
+        # the loss is normalised by the step's counts: nothing is left to divide by the number of micro-batches
+        self.model_accepts_loss_kwargs = True
         self.image_processor = image_processor
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = defaultdict(int)
-        # C is drawn from a generator of its own, so that runs with and without a teacher see the same everything else
+        self.terms = TermLog()
+        self._labels_checked = False
+        # of data without `row_seeds`: C is drawn from a generator of its own, so that runs with and without a teacher
+        # see the same everything else
         self._sampler = torch.Generator().manual_seed(self.args.seed)
         self._check_groups()
         self.stream_loader: StreamLoader | None = None
@@ -118,89 +107,217 @@ class UnitTrainer(BaseTrainer):
     # -- loss ---------------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs: dict[str, dict[str, Any]], return_outputs: bool = False, **kwargs):
-        """Sum over the groups of `L_lan`, and of `lambda * L_vis` for natural pictures, plus what the recipe adds."""
-        total, outputs = 0.0, {}
-        for name, batch in inputs.items():
-            loss, outputs[name] = self.group_loss(model, name, dict(batch))
-            total = total + loss
-        return (total, outputs) if return_outputs else total
+        """`L_lan + lambda * L_vis` [paper] of one micro-batch of groups, and what early training adds [ours].
 
-    def group_loss(self, model, name: str, batch: dict[str, Any]) -> tuple[torch.Tensor, UnitForPreTrainingOutput]:
+        Each term is a sum over counted things (labels, tokens of C, ...), divided by how many the whole optimiser step
+        has of them (see [`step_counts`], the Trainer's `num_items_in_batch`; alone, a micro-batch is a step): however
+        rows are split over micro-batches and ranks, the gradient is that of one large batch.
+        """
         args: UnitTrainingArguments = self.args
+        given = kwargs.get("num_items_in_batch")
+        counts = self.step_counts([inputs]) if given is None else given
+        loss, outputs = 0.0, {}
+        for name, group in inputs.items():  # natural_x1, document_x4, in stage 2 natural_x4, document_x1 too
+            batch, beside = self.group_inputs(name, group)
+            terms: dict[str, tuple[float, Counted]] = {}  # weight, and what it weighs
+            # forward: pixels -> encoder -> connector -> language decoder; the encoder's tokens -> vision decoder
+            output = model(**batch)
+            if return_outputs:
+                outputs[name] = output
+            if "labels" in beside:  # L_lan: position t predicts label t + 1; what is -100 is left out
+                targets = F.pad(beside["labels"][:, 1:], (0, 1), value=-100)  # (B, T)
+                each = token_losses(output.logits, targets)  # (B, T), nats, 0 where left out
+                language = Counted(each.sum(), (targets != -100).sum())
+                terms["language_loss"] = args.language_weight * args.group_weights.get(name, 1.0), language
+                self.log_tasks(name, beside.get("task_ids"), each, targets != -100)
+            if "teacher_features" in batch:  # L_vis = L_cos + mu * L_1 of the vision decoder, over the tokens of C
+                sampled = batch["teacher_token_mask"].sum()
+                vision = (output.vision_cosine + args.vision_l1_weight * output.vision_l1) * sampled  # means -> sum
+                terms["vision_loss"] = args.vision_weight, Counted(vision, sampled)
+                self.log_term(name, "vision_cosine", Counted(output.vision_cosine * sampled, sampled))
+                self.log_term(name, "vision_l1", Counted(output.vision_l1 * sampled, sampled))
+            if "character_classes" in beside:
+                named = _unwrapped(model).character_head(output.image_features.patches)
+                characters, right = character_loss(named, beside["character_classes"])
+                terms["character_loss"] = args.character_weight, characters
+                self.log_term(name, "character_accuracy", right)
+            if "token_places" in beside:
+                alignment, peaks = alignment_loss(output.attentions, beside["token_places"])
+                terms["alignment_loss"] = args.alignment_weight, alignment
+                self.log_term(name, "alignment_accuracy", peaks)
+            for term, (weight, counted) in terms.items():
+                loss = loss + weight * counted.total / counts[name, term]
+                self.log_term(name, term, counted, weight)
+        return (loss, outputs) if return_outputs else loss
+
+    def group_inputs(self, name: str, group: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """What the model takes of a group's batch, pixels normalised and the teacher's features among it; what only
+        the loss takes, as far as it is to be learned from.
+
+        Raises:
+            ValueError: raw pixels without an image processor; no labels where text is to be learned.
+        """
+        args: UnitTrainingArguments = self.args
+        batch = dict(group)
         for key in ("pixel_values", "teacher_pixel_values"):
             if key in batch and batch[key].dtype == torch.uint8:
                 if self.image_processor is None:
                     raise ValueError("The batch holds raw pixels: give the trainer the model's image_processor.")
                 batch[key] = normalized_pixels(batch[key], self.image_processor)
-        classes = batch.pop("character_classes", None)
-        places = batch.pop("token_places", None)
-        teacher_pixels, teacher_grids = batch.pop("teacher_pixel_values", None), batch.pop("teacher_grid", None)
-        keys = batch.pop("teacher_keys", None)
-        reads = args.language_weight > 0
-        if reads and batch.get("labels") is None:
+        beside = {key: batch.pop(key) for key in BESIDE if batch.get(key) is not None}
+        batch = {key: value for key, value in batch.items() if key not in BESIDE}
+        teacher_pixels, keys = (
+            batch.pop("teacher_pixel_values", batch["pixel_values"]),
+            batch.pop("teacher_keys", None),
+        )
+        grids, mask = batch.pop("teacher_grid", batch.get("image_grid_hw")), batch.pop("teacher_token_mask", None)
+        if self.sees_teacher(name):
+            if mask is None:  # nobody has counted this micro-batch
+                mask = self.sampled_tokens(teacher_pixels, grids, group.get("row_seeds"))
+            batch |= self.teacher_targets(teacher_pixels, grids, mask, keys)
+            batch |= {"vision_l1_weight": args.vision_l1_weight}
+        if args.language_weight <= 0:  # the language decoder is left out
+            text = ("input_ids", "attention_mask", "position_ids")
+            batch = {key: value for key, value in batch.items() if key not in text}
+        elif "labels" not in beside:
             raise ValueError(
                 f"The batch of group {name!r} has no labels, but L_lan is to be learned: check the collator."
             )
-        if not reads:
-            batch = {key: batch[key] for key in ("pixel_values", "spatial_shapes", "image_grid_hw") if key in batch}
-        aligned = reads and args.alignment_weight > 0 and places is not None and name.startswith("document")
-        if name.startswith("natural") and self.teacher is not None and args.vision_weight > 0:
-            grids = batch.get("image_grid_hw") if teacher_grids is None else teacher_grids
-            pictures = batch["pixel_values"] if teacher_pixels is None else teacher_pixels
-            batch |= self.teacher_targets(pictures, grids, keys)
-        # forward: pixels -> encoder -> connector -> decoder; labels are shifted inside, -100 is masked
-        output = model(
-            **batch,
-            vision_weight=args.vision_weight,
-            vision_l1_weight=args.vision_l1_weight,
-            **({"output_attentions": True} if aligned else {}),
+        beside = {key: value for key, value in beside.items() if self.learns(name, key)}
+        if "token_places" in beside:
+            batch["output_attentions"] = True
+        return batch, beside
+
+    def sees_teacher(self, name: str) -> bool:
+        """Whether a group has an `L_vis`: natural pictures [paper]."""
+        return name.startswith("natural") and self.teacher is not None and self.args.vision_weight > 0
+
+    def learns(self, name: str, key: str) -> bool:
+        """Whether a group's loss has the term that this key of its batch is for."""
+        if key == "character_classes":
+            return self.args.character_weight > 0
+        if key == "token_places":
+            aligned = self.args.language_weight > 0 and self.args.alignment_weight > 0
+            return aligned and name.startswith("document")
+        return key in ("labels", "task_ids") and self.args.language_weight > 0
+
+    # -- what a step counts -------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples, self.step_counts(samples) if samples else None
+
+    def step_counts(self, micro_batches: list[dict[str, dict[str, Any]]]) -> dict[tuple[str, str], torch.Tensor]:
+        """How many things each term of each group counts in an optimiser step: a rank's share of the sum over all its
+        micro-batches and all ranks. Gradients are averaged over the ranks, so a rank's sums are divided by the mean.
+
+        Draws C for each picture of the micro-batches and leaves it in them, as `teacher_token_mask`.
+
+        Raises:
+            ValueError: a group whose labels are all masked, in all of these micro-batches on all ranks.
+        """
+        names = sorted(self.allowed_groups.union(*micro_batches))
+        device = next(batch["pixel_values"].device for each in micro_batches for batch in each.values())
+        counts = {(name, term): torch.zeros((), device=device) for name in names for term in TERMS}
+        for name, batch in (pair for micro_batch in micro_batches for pair in micro_batch.items()):
+            found = {}
+            if self.sees_teacher(name):
+                if "teacher_token_mask" not in batch:
+                    batch["teacher_token_mask"] = self.sampled_tokens(
+                        batch.get("teacher_pixel_values", batch["pixel_values"]),
+                        batch.get("teacher_grid", batch.get("image_grid_hw")),
+                        batch.get("row_seeds"),
+                    )
+                found["vision_loss"] = batch["teacher_token_mask"].sum()
+            if self.learns(name, "labels") and batch.get("labels") is not None:
+                found["language_loss"] = (batch["labels"][:, 1:] != -100).sum()
+            if self.learns(name, "character_classes") and batch.get("character_classes") is not None:
+                found["character_loss"] = slot_weights(batch["character_classes"]).sum()
+            if self.learns(name, "token_places") and batch.get("token_places") is not None:
+                found["alignment_loss"] = (batch["token_places"][:, 1:] >= 0).sum()
+            for term, count in found.items():
+                counts[name, term] = counts[name, term] + count
+        flat = self.mean_over_ranks(torch.stack(list(counts.values())).to(self.args.device))
+        counts = dict(zip(counts, flat.clamp(min=torch.finfo(torch.float32).tiny).unbind(), strict=True))
+        if self.args.language_weight > 0:
+            self._check_labels(dict(zip(counts, flat.unbind(), strict=True)), micro_batches)
+        return counts
+
+    def mean_over_ranks(self, counts: torch.Tensor) -> torch.Tensor:
+        """The one place where ranks tell each other what they count."""
+        return counts if self.args.world_size <= 1 else self.accelerator.reduce(counts, "mean")
+
+    def _check_labels(self, counts: dict[tuple[str, str], torch.Tensor], micro_batches) -> None:
+        # where a number is read at no cost, and at the first step anywhere; later on at each line of the log
+        if self._labels_checked and self.args.device.type != "cpu":
+            return
+        self._labels_checked = True
+        for name in dict.fromkeys(name for micro_batch in micro_batches for name in micro_batch):
+            labelled = any(each.get(name, {}).get("labels") is not None for each in micro_batches)
+            if labelled and float(counts[name, "language_loss"]) <= 0:
+                self._refuse_masked(name, len(micro_batches))
+
+    def _refuse_masked(self, name: str, micro_batches: int = 0) -> None:
+        rows = [row for each in self.origins(micro_batches) if isinstance(each, dict) for row in each.get(name, [])]
+        where = f" (rows: {'; '.join(rows[:SHOWN_ROWS])}{' ...' if len(rows) > SHOWN_ROWS else ''})" if rows else ""
+        raise ValueError(
+            f"Step {self.state.global_step + 1}: all labels of group {name!r} are masked{where}: there is nothing to "
+            "learn to read from. Check the texts, and the labels that the collator makes of them."
         )
-        loss = 0.0
-        if reads:
-            loss = args.language_weight * args.group_weights.get(name, 1.0) * output.language_loss
-            self._log(name, language_loss=output.language_loss)
-        if output.vision_loss is not None:
-            loss = loss + args.vision_weight * output.vision_loss
-            self._log(
-                name, vision_loss=output.vision_loss, vision_cosine=output.vision_cosine, vision_l1=output.vision_l1
-            )
-        if classes is not None and args.character_weight > 0:
-            head = _unwrapped(model).character_head
-            characters, right = character_loss(head(output.image_features.patches), classes)
-            loss = loss + args.character_weight * characters
-            self._log(name, character_loss=characters, character_accuracy=right)
-        if aligned:
-            alignment, peaks = alignment_loss(output.attentions, places)
-            loss = loss + args.alignment_weight * alignment
-            self._log(name, alignment_loss=alignment, alignment_accuracy=peaks)
-        return loss, output
+
+    @torch.no_grad()
+    def sampled_tokens(
+        self, pixel_values: torch.Tensor, grids: torch.Tensor | None = None, row_seeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The random subset C of the teacher's tokens [paper], `(B, S + M)`, of a pack `(1, sum (S + M_i))`.
+
+        Args:
+            pixel_values, grids: what the teacher sees; grids `(B, 2)` of a pack only. row_seeds: `(B,)`, of the
+                pictures; without them C is drawn from a generator of this trainer.
+        """
+        config = self.teacher.config
+        prefix, patch = prefix_tokens(config), config.patch_size
+        if grids is None:
+            patches = (pixel_values.shape[-2] // patch) * (pixel_values.shape[-1] // patch)
+            place = torch.arange(prefix + patches, device=pixel_values.device).expand(len(pixel_values), -1)
+            seeds = None if row_seeds is None else row_seeds[:, None]
+        else:
+            own = round((pixel_values.shape[1] / 3) ** 0.5)
+            total = prefix * len(grids) + len(pixel_values) * own**2 // patch**2
+            first = first_tokens(grids * own // patch, prefix)
+            image = torch.zeros(total, dtype=torch.long, device=grids.device).index_fill_(0, first, 1).cumsum(0) - 1
+            place = (torch.arange(total, device=grids.device) - first[image])[None]
+            seeds = None if row_seeds is None else row_seeds[image][None]
+        if seeds is None:
+            mask = torch.rand(place.shape, generator=self._sampler) < self.args.token_sampling_ratio
+            mask = mask.to(place.device)
+        else:
+            mask = sampled_tokens(seeds.to(place.device), place, self.args.token_sampling_ratio)
+        # the class token, where there is one, carries recognition: always among them [ours]
+        return mask | (place < class_tokens(config))
 
     @torch.no_grad()
     def teacher_targets(
-        self, pixel_values: torch.Tensor, grids: torch.Tensor | None = None, keys: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        grids: torch.Tensor | None = None,
+        token_mask: torch.Tensor | None = None,
+        keys: torch.Tensor | None = None,
     ) -> dict[str, Any]:
-        """The teacher's features of pictures at x1 and the random subset C of its tokens [paper]. `grids` `(B, 2)`:
-        of a pack. `keys` `(B, 16)`: of the pictures, see `teacher_cache.py`."""
+        """The teacher's features of what it sees, and its tokens in C [paper]. `grids` `(B, 2)`: of a pack; `keys`
+        `(B, 16)`: of the pictures, see `teacher_cache.py`."""
         patch = self.teacher.config.patch_size
+        if token_mask is None:
+            token_mask = self.sampled_tokens(pixel_values, grids)
         if grids is None:
             features = self.teacher_features(
                 pixel_values, keys
             )  # (B, S + M, D), each picture once where they are kept
+            grids = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
         else:  # (1, sum (S + M_i), D)
             pixel_values, grids = repacked(pixel_values, grids, patch)
             features = run_encoder_packed(self.teacher, pixel_values, grids).last_hidden_state[None]
-        draw = torch.rand(features.shape[:2], generator=self._sampler)
-        mask = (draw < self.args.token_sampling_ratio).to(features.device)
-        # the class token, where there is one, carries recognition: always among them [ours]
-        kept = class_tokens(self.teacher.config)
-        if grids is None:
-            mask[:, :kept] = True
-        else:
-            first = first_tokens(grids, features.shape[1])
-            mask[:, (first[:, None] + torch.arange(kept, device=first.device)).flatten()] = True
-            return {"teacher_features": features, "teacher_grid": grids, "teacher_token_mask": mask}
-        grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
-        return {"teacher_features": features, "teacher_grid": grid, "teacher_token_mask": mask}
+        return {"teacher_features": features, "teacher_grid": grids, "teacher_token_mask": token_mask}
 
     # -- what Trainer needs to know
     # ------------------------------------------------------------------------------------
@@ -238,19 +355,25 @@ class UnitTrainer(BaseTrainer):
     # -- logging
     # --------------------------------------------------------------------------------------------------------
 
-    def _log(self, group: str, **values: torch.Tensor) -> None:
-        for key, value in values.items():
-            if value is not None:
-                # summed where it lies: reading it would make the device wait at every step
-                name, value = f"{group}/{key}", value.detach().float()
-                self._sums[name] = self._sums[name] + value if name in self._sums else value
-                self._counts[name] += 1
+    def log_term(self, group: str, name: str, term: Counted, weight: float | None = None) -> None:
+        """A term for the next line of the log. weight: in the loss, `None` for what is only told."""
+        self.terms.add(f"{group}/{name}", term, weight)
+
+    def log_tasks(self, group: str, tasks: torch.Tensor | None, losses: torch.Tensor, counted: torch.Tensor) -> None:
+        """`L_lan` `(B, T)` of each task, by the rows' places in `TASKS`, `(B,)`."""
+        if tasks is not None:
+            of_task = (tasks == torch.arange(len(TASKS), device=tasks.device)[:, None]).float()  # (tasks, B)
+            sums = (of_task @ each.detach().float().sum(dim=1) for each in (losses, counted))
+            self.terms.add(f"{group}/language_loss/*", Counted(*sums))
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        if "loss" in logs and self._sums:
-            logs = logs | {key: round(float(self._sums[key]) / self._counts[key], 5) for key in self._sums}
-            self._sums.clear()
-            self._counts.clear()
+        if "loss" in logs:
+            sums = self.terms.gathered(self.args.world_size)
+            for key, (_, count, _) in sums.items():
+                if key.endswith("/language_loss") and not count:
+                    self._refuse_masked(key.split("/")[0])
+            self.terms.clear()
+            logs = logs | means(sums)
         if "loss" in logs and self.stream_loader is not None:
             logs = logs | {f"data/{key}": value for key, value in self.stream_loader.counts().items()}
         elif "loss" in logs and isinstance(self.train_dataset, MixtureDataset):
@@ -266,8 +389,10 @@ class UnitTrainer(BaseTrainer):
     # -- saving
     # -----------------------------------------------------------------------------------------------------------
 
-    def _load_rng_state(self, checkpoint):
-        super()._load_rng_state(checkpoint)
+    def restore_log_state(self) -> None:
+        super().restore_log_state()
+        checkpoint = self._resumed
+        # C of the first step is drawn before the Trainer restores its random numbers, so this one is restored here.
         # another number of ranks before: rank 0's; the last, of all ranks, is of an older format
         names = [f"sampler_state_{rank}.safetensors" for rank in (self.args.process_index, 0)]
         for name in (*names, "sampler_state.safetensors"):
@@ -295,18 +420,15 @@ class UnitTrainer(BaseTrainer):
         return files if self.stream_loader is None else [*files, f"data-state-{rank}.json"]
 
     def log_state(self) -> dict[str, Any]:
-        terms = {key: [float(value), self._counts[key]] for key, value in self._sums.items()}
-        return super().log_state() | {"terms": terms}
+        return super().log_state() | {"counted_terms": self.terms.state()}
 
     def load_log_state(self, state: dict[str, Any]) -> None:
         super().load_log_state(state)
-        for key, (value, count) in state["terms"].items():
-            self._sums[key] = torch.tensor(value, device=self.args.device)
-            self._counts[key] = count
+        # an older format counted micro-batches: of those the next line of the log misses the terms
+        self.terms.load(state.get("counted_terms", {}), self.args.device)
 
     def forget_terms(self) -> None:
-        self._sums.clear()
-        self._counts.clear()
+        self.terms.clear()
 
 
 class IntraScaleTrainer(UnitTrainer):
@@ -322,6 +444,24 @@ class InterScaleTrainer(UnitTrainer):
 
     required_groups = frozenset({"natural_x1", "document_x4", "natural_x4", "document_x1"})
     allowed_groups = required_groups
+
+
+def check_teacher(teacher: PreTrainedConfig, student: UnitConfig) -> None:
+    """Whether a student's vision decoder can be compared with a teacher, token by token.
+
+    Raises:
+        ValueError: they differ in width, or in the tokens in front of the patches.
+    """
+    if teacher.hidden_size != student.vision_decoder_config.output_size:
+        raise ValueError(
+            f"The teacher's width is {teacher.hidden_size}, the vision decoder gives "
+            f"{student.vision_decoder_config.output_size}: set model.vision_decoder_config.output_size."
+        )
+    if prefix_tokens(teacher) != student.num_prefix_tokens:
+        raise ValueError(
+            f"The teacher puts {prefix_tokens(teacher)} class and register tokens in front of its patch tokens, the "
+            f"encoder {student.num_prefix_tokens}: L_vis compares them token by token."
+        )
 
 
 def _only_item(items: list[Any]) -> Any:

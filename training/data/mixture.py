@@ -7,6 +7,7 @@ loading them, then restores the exact order in mid-epoch, and ranks draw differe
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import struct
@@ -26,6 +27,8 @@ from .sources import data_folder
 
 # Grid rows, grid columns, text tokens
 Shape = tuple[int, int, int]
+# A row as it is drawn: source, position, seed (see `row_seed`)
+Drawn = tuple[int, int, int]
 # What Pillow raises for a file that is no image, or half of one, or a bomb
 BROKEN = (OSError, ValueError, TypeError, SyntaxError, struct.error, Image.DecompressionBombError)
 UNREADABLE, TOO_LONG = "the image cannot be read", "longer than the decoder's positions"
@@ -77,6 +80,9 @@ class RowSource:
                 refusals.add(self.name, UNREADABLE, f"row {place}: {told(error)}")
                 continue
             refusals.accept(self.name)
+        x_heights = np.zeros(len(sizes))
+        if "x_height" in rows.column_names:
+            x_heights[:] = [value or 0.0 for value in self._column("x_height")]
         lengths = np.zeros(len(sizes), dtype=np.int64)
         for place, text in enumerate(self._column("text")):
             if text is not None:
@@ -85,7 +91,7 @@ class RowSource:
                 keep[place] = False
                 refusals.accept(self.name, -1)
                 refusals.add(self.name, "text: missing", f"row {place}")
-        self._limit(arguments, keep, sizes, lengths)
+        self._limit(arguments, keep, sizes, lengths, x_heights)
 
     def _map(self, arguments: SourceArguments, refusals: Refusals) -> None:
         """Index the rows of a data set that is mapped: each is mapped once now, and again when it is drawn."""
@@ -95,6 +101,7 @@ class RowSource:
         self.folder, self.rows = Path(self.name), self.mapped.dataset
         sizes = np.zeros((len(self.rows), 2), dtype=np.int64)
         lengths, keep = np.zeros(len(sizes), dtype=np.int64), np.zeros(len(sizes), dtype=bool)
+        x_heights = np.zeros(len(sizes))
         for place in range(len(sizes)):
             try:
                 row = self.mapped.row(self.rows[place])
@@ -106,9 +113,17 @@ class RowSource:
             if row is not None:
                 keep[place] = True
                 sizes[place], lengths[place] = image_size(row["image"]["bytes"]), len(row["text"].encode())
-        self._limit(arguments, keep, sizes, lengths)
+                x_heights[place] = row.get("x_height") or 0.0
+        self._limit(arguments, keep, sizes, lengths, x_heights)
 
-    def _limit(self, arguments: SourceArguments, keep: np.ndarray, sizes: np.ndarray, lengths: np.ndarray) -> None:
+    def _limit(
+        self,
+        arguments: SourceArguments,
+        keep: np.ndarray,
+        sizes: np.ndarray,
+        lengths: np.ndarray,
+        x_heights: np.ndarray,
+    ) -> None:
         if not keep.any():
             raise ValueError(f"{self.name} has no row that can be read ({len(keep)} rows).")
         if arguments.max_area:
@@ -118,7 +133,7 @@ class RowSource:
         self.index = np.flatnonzero(keep)
         if not len(self.index):
             raise ValueError(f"No row of {self.name} passes max_area and max_characters.")
-        self.sizes, self.lengths = sizes[self.index], lengths[self.index]
+        self.sizes, self.lengths, self.x_heights = sizes[self.index], lengths[self.index], x_heights[self.index]
         self.broken = torch.zeros(len(self.index), dtype=torch.bool).share_memory_()
 
     def _column(self, name: str):
@@ -176,6 +191,17 @@ def told(error: Exception) -> str:
     return " ".join(str(error).split(" <_io")[0].split())
 
 
+def row_seed(*numbers: int) -> int:
+    """The seed, in 0 ... 2^63 - 1, of one row as it is drawn: of what is random about it and must not depend on the
+    micro-batch that it comes in, the number of processes or where a run was taken up (`row_seeds` of a batch).
+
+    Args:
+        numbers: the seed of the run, and what tells this drawing from all others.
+    """
+    digest = hashlib.blake2b(" ".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
 def decoded(row: dict[str, Any]) -> dict[str, Any]:
     """The row with its image decoded.
 
@@ -203,12 +229,16 @@ class GroupShapes:
 
     Args:
         max_positions: positions of the language decoder, 0 for no limit.
+        min_x_height: of documents at this scale, in pixels; see `DataArguments.exchanged_x_height`.
     """
 
-    def __init__(self, arguments: GroupArguments, collator: GroupCollator, max_positions: int = 0):
+    def __init__(
+        self, arguments: GroupArguments, collator: GroupCollator, max_positions: int = 0, min_x_height: float = 0.0
+    ):
         if bool(arguments.rows) == bool(arguments.patches):
             raise ValueError(f"Group {arguments.name}: give either rows or patches.")
         self.arguments, self.collator, self.max_positions = arguments, collator, max_positions
+        self.min_x_height = min_x_height if arguments.kind == "document" else 0.0
         processor = collator.image_processor
         side = round(processor.area(arguments.scale) ** 0.5)
         self.picture_grid = processor.grid_for(side, side, "natural", arguments.scale)
@@ -220,6 +250,13 @@ class GroupShapes:
             return (*self.picture_grid, text)
         grid = self.collator.image_processor.grid_for(int(width), int(height), "document", self.arguments.scale)
         return (*(grid if self.arguments.packed else rounded_grid(*grid)), text)
+
+    def legible(self, width: int, height: int, x_height: float) -> bool:
+        """Whether letters keep `min_x_height` when the image is brought to this scale; of 0, not known, they do."""
+        if not self.min_x_height or not x_height:
+            return True
+        _, new_height = self.collator.image_processor._document_size(int(width), int(height), self.arguments.scale)
+        return x_height * new_height / height >= self.min_x_height
 
     def fits(self, shape: Shape) -> bool:
         """Whether the decoder has positions for the visual tokens and the padded text."""
@@ -245,6 +282,7 @@ class GroupPlan:
         ranks: so many micro-batches in a row have one shape; packs only have one budget.
         curriculum: with the micro-batches of all ranks in an optimiser step, `batches_per_step`.
         max_positions: of the decoder; rows that are longer are left out and counted in `refusals`.
+        min_x_height: as of [`GroupShapes`]; rows below it are left out.
     """
 
     def __init__(
@@ -258,20 +296,21 @@ class GroupPlan:
         curriculum: CurriculumArguments | None = None,
         batches_per_step: int = 1,
         max_positions: int = 0,
+        min_x_height: float = 0.0,
         refusals: Refusals | None = None,
     ):
         self.arguments, self.collator, self.seed = arguments, collator, seed
         self.window, self.ranks = window * ranks, ranks
         self.curriculum, self.batches_per_step = curriculum or CurriculumArguments(), batches_per_step
         self.refusals = Refusals() if refusals is None else refusals
-        self.measure = GroupShapes(arguments, collator, max_positions)
+        self.measure = GroupShapes(arguments, collator, max_positions, min_x_height)
         self.sources = [RowSource(source, self.refusals) for source in arguments.sources]
         self._counted = [np.zeros(len(source), dtype=bool) for source in self.sources]  # of `broken`
         weights = np.array([source.weight for source in arguments.sources], dtype=np.float64)
         if not len(weights) or (weights < 0).any() or not weights.sum():
             raise ValueError(f"Group {arguments.name}: needs at least one source, weights must not be negative.")
         self.weights = weights
-        self._windows: dict[int, list[tuple[Shape, list[tuple[int, int]]]]] = {}
+        self._windows: dict[int, list[tuple[Shape, list[Drawn]]]] = {}
         self.tokens = [self._tokens(source) for source in self.sources]
         self.shapes = [  # each (rows, 3): grid rows, columns, text
             np.array([self.measure.of(*size, length) for size, length in zip(source.sizes, tokens, strict=True)])
@@ -294,7 +333,10 @@ class GroupPlan:
         usable = np.array([self.measure.fits(tuple(shape)) for shape in different.tolist()])[which.reshape(-1)]
         for place in np.flatnonzero(~usable):
             self._refuse(source, TOO_LONG, f"row {source.index[place]}: {source.lengths[place]} bytes of text")
-        return usable
+        if not self.measure.min_x_height:
+            return usable
+        rows = zip(source.sizes.tolist(), source.x_heights.tolist(), strict=True)
+        return usable & np.array([self.measure.legible(*size, x_height) for size, x_height in rows])
 
     def _refuse(self, source: RowSource, reason: str, example: str) -> None:
         """Count a row as refused that was counted as accepted when it was indexed."""
@@ -334,6 +376,8 @@ class GroupPlan:
         if not shares.sum():
             limits = f"text of at most {text:g} tokens and {area:g} pixels, " if level < self.curriculum.levels else ""
             asked = f"tasks {', '.join(tasks)}, " if tasks else ""
+            if self.measure.min_x_height:
+                asked += f"an x-height of {self.measure.min_x_height:g} pixels at this scale, "
             raise ValueError(
                 f"Group {self.arguments.name}: no row of {', '.join(each.name for each in self.sources)} is left "
                 f"({limits}{asked}{self.measure.max_positions or 'any number of'} positions)."
@@ -354,6 +398,10 @@ class GroupPlan:
 
     def batch(self, step: int) -> tuple[Shape, list[tuple[int, int]]]:
         """Padded shape, and (source, position) of the rows, of micro-batch `step`."""
+        shape, members = self._batch(step)
+        return shape, [(source, position) for source, position, _ in members]
+
+    def _batch(self, step: int) -> tuple[Shape, list[Drawn]]:
         number, offset = divmod(step, self.window)
         if number not in self._windows:
             self._windows = {number: self._plan_window(number)}
@@ -363,7 +411,7 @@ class GroupPlan:
     def _level(self, window: int) -> int:
         return self.curriculum.level(window * self.window // self.batches_per_step)
 
-    def _plan_window(self, number: int) -> list[tuple[Shape, list[tuple[int, int]]]]:
+    def _plan_window(self, number: int) -> list[tuple[Shape, list[Drawn]]]:
         rng = np.random.default_rng([self.seed, number])
         level = self._level(number)
         first = number
@@ -374,18 +422,20 @@ class GroupPlan:
         elif level == self.curriculum.levels:
             first = 0
         pools, count = self._pools(level)
-        rows: list[tuple[Shape, tuple[int, int]]] = []
+        rows: list[tuple[Shape, Drawn]] = []
         for pool, (index, positions, share) in enumerate(pools):
             # the window's share of an endless sequence of permutations
             begin, end = (round(each * count * share) for each in (number - first, number - first + 1))
             seed = self.seed + 7919 * pool + 1_000_003 * (self.curriculum.levels - level)
-            for place in _endless_permutation(len(positions), seed, begin, end - begin):
+            places = _endless_permutation(len(positions), seed, begin, end - begin)
+            for draw, place in enumerate(places, begin):
                 position = int(positions[place])
-                rows.append((tuple(int(size) for size in self.shapes[index][position]), (index, position)))
+                drawn = (index, position, row_seed(seed, self.arguments.scale, draw))
+                rows.append((tuple(int(size) for size in self.shapes[index][position]), drawn))
         order = rng.permutation(len(rows))
         if self.arguments.packed:
             return self._packs([rows[place] for place in order], rng)
-        by_shape: dict[Shape, list[tuple[Shape, tuple[int, int]]]] = {}
+        by_shape: dict[Shape, list[tuple[Shape, Drawn]]] = {}
         for place in order:
             # rows that are counted out come together as they are drawn
             by_shape.setdefault((0, 0, 0) if self.arguments.rows else rows[place][0], []).append(rows[place])
@@ -401,10 +451,10 @@ class GroupPlan:
                 units.append([(largest, unit[begin : begin + count]) for begin in range(0, len(unit), count)])
         return [batch for place in rng.permutation(len(units)) for batch in units[place]]
 
-    def _packs(self, rows: list[tuple[Shape, tuple[int, int]]], rng: np.random.Generator):
+    def _packs(self, rows: list[tuple[Shape, Drawn]], rng: np.random.Generator):
         """Rows as they come, as many to a pack as fit; the last one is filled up with rows drawn again."""
-        packs: list[tuple[Shape, list[tuple[int, int]]]] = []
-        members: list[tuple[int, int]] = []
+        packs: list[tuple[Shape, list[Drawn]]] = []
+        members: list[Drawn] = []
         patches = 0
         more = (rows[int(rng.integers(len(rows)))] for _ in iter(int, 1))  # without end
         for shape, row in itertools.chain(rows, more):
@@ -420,17 +470,17 @@ class GroupPlan:
         raise AssertionError("the rows have no end")
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        shape, members = self.batch(step)
+        shape, members = self._batch(step)
         rows = []
-        for source, position in members:
+        for source, position, seed in members:
             try:
-                rows.append(decoded(self.sources[source][position]))
+                rows.append(decoded(self.sources[source][position]) | {"row_seed": seed})
             except BROKEN:
                 self.sources[source].broken[position] = True
         if len(rows) < len(members):
             self.count_broken()
         if not rows:
-            rows = [self._spare(step, shape)]
+            rows = [self._spare(step, shape) | {"row_seed": row_seed(self.seed, self.arguments.scale, -1, step)}]
         rng = np.random.default_rng([self.seed, 2, step])
         rows += [rows[int(rng.integers(len(rows)))] for _ in range(len(members) - len(rows))]
         return self.collator(rows, np.random.default_rng([self.seed, 1, step]), shape)

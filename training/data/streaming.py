@@ -33,9 +33,20 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..collator import GroupCollator
-from .mixture import BROKEN, TOO_LONG, UNREADABLE, GroupShapes, Shape, decoded, find_shards, image_size, told
+from .mixture import (
+    BROKEN,
+    TOO_LONG,
+    UNREADABLE,
+    GroupShapes,
+    Shape,
+    decoded,
+    find_shards,
+    image_size,
+    row_seed,
+    told,
+)
 from .refusals import Refusals, TooManyRefused
-from .settings import DataArguments, GroupArguments, SourceArguments, pool_weights
+from .settings import EXCHANGED_DOCUMENTS, DataArguments, GroupArguments, SourceArguments, pool_weights
 
 NO_SHARD = "a shard cannot be read"
 # The golden ratio: multiples of it, modulo 1, fill [0, 1) more evenly than random numbers do
@@ -334,7 +345,8 @@ class StreamGroup:
     ):
         self.arguments, self.collator, self.data, self.seed = arguments, collator, data, seed
         self.refusals = Refusals() if refusals is None else refusals
-        self.measure = GroupShapes(arguments, collator, max_positions)
+        least = data.exchanged_x_height if arguments.name == EXCHANGED_DOCUMENTS else 0.0
+        self.measure = GroupShapes(arguments, collator, max_positions, least)
         weights = np.array([source.weight for source in arguments.sources], dtype=np.float64)
         if not len(weights) or (weights < 0).any() or not weights.sum():
             raise ValueError(f"Group {arguments.name}: needs at least one source, weights must not be negative.")
@@ -367,6 +379,8 @@ class StreamGroup:
             if limits.max_area and width * height > limits.max_area:
                 return None
             if limits.max_characters and len(row["text"].encode()) > limits.max_characters:
+                return None
+            if not self.measure.legible(width, height, row.get("x_height") or 0.0):
                 return None
             tokens = int(self.collator.text_tokens([row["text"]], [row["task"]])[0])
             shape = self.measure.of(width, height, tokens)
@@ -561,12 +575,14 @@ class StreamFiller:
             borrowed = borrowed[: count - len(chosen)]
             self.counts["padded_up"] += len(borrowed)
             chosen += borrowed
-        rows = [(self.waiting[place].coordinate[0], self.waiting[place].row) for place in chosen]
+        rows = [self._drawn(self.waiting[place]) for place in chosen]
         taken = set(chosen)
         self.waiting = [entry for place, entry in enumerate(self.waiting) if place not in taken]
         self.counts["rows"] += count
         self.counts["repeated"] += count - len(rows)
-        again = rows or [(-1, row) for row in sequence.spares[number]]
+        again = rows or [
+            (-1, row | self._seed(-1, number, place)) for place, row in enumerate(sequence.spares[number])
+        ]
         rng = np.random.default_rng([self.group.seed, 6, self.stream, self.drawn])
         rows = rows + [again[int(rng.integers(len(again)))] for _ in range(count - len(rows))]
         return shape, rows
@@ -605,8 +621,16 @@ class StreamFiller:
                 self.waiting.insert(0, entry)
                 self.counts["rows"] += len(rows)
                 return (0, 0, 0), rows
-            rows.append((entry.coordinate[0], entry.row))
+            rows.append(self._drawn(entry))
             patches += size
+
+    def _drawn(self, entry: Entry) -> tuple[int, dict[str, Any]]:
+        """Source and row; a row is drawn where it was read, so its seed is of that."""
+        return entry.coordinate[0], entry.row | self._seed(*entry.coordinate)
+
+    def _seed(self, *coordinate: int) -> dict[str, int]:
+        group = self.group
+        return {"row_seed": row_seed(group.seed, group.arguments.scale, self.stream, *coordinate)}
 
     def state(self) -> dict[str, Any]:
         aside = [entry for queue in self.aside.values() for entry in queue]
@@ -755,7 +779,10 @@ class StreamDataset(IterableDataset):
                 self.refusals.accept(group.sources[number].name)
         self._origins[group.arguments.name] = [str(row.get("source", "")) for row in good]
         rng = np.random.default_rng([self.seed, 2, item])
-        spares = good or [decoded(row) for row in sequence.spares[sequence.shapes.index(shape)] or sequence.spares[0]]
+        spares = good or [
+            decoded(row) | {"row_seed": row_seed(self.seed, group.arguments.scale, -1, item)}
+            for row in sequence.spares[sequence.shapes.index(shape)] or sequence.spares[0]
+        ]
         good = good + [spares[int(rng.integers(len(spares)))] for _ in range(failed)]
         return group.collator(good, np.random.default_rng([self.seed, 1, item]), shape)
 
