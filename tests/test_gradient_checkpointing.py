@@ -60,7 +60,7 @@ def gradients(model, given, aligned=False) -> tuple[float, dict[str, torch.Tenso
     if aligned:
         places = torch.full(given["labels"].shape, -1)
         places[:, -4:] = torch.tensor([3, 1, 0, 2])
-        loss = loss + alignment_loss(output.attentions, places)[0]
+        loss = loss + alignment_loss(output.attentions, places)[0].mean
     loss.backward()
     return float(loss.detach()), {
         name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None
