@@ -166,7 +166,13 @@ class UnitComposedModel(UnitPreTrainedModel):
     config_class = UnitConfig
     base_model_prefix = ""
     hub_auto_map = FULL_AUTO_MAP
-    _no_split_modules = ["UnitBlock", "OPTDecoderLayer"]
+    _no_split_modules = None
+
+    def post_init(self):
+        """`_no_split_modules`: of those that the parts name, the classes that this encoder and decoder are made of."""
+        super().post_init()
+        present = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = {name for name in self._no_split_modules if name in present}
 
     def _init_weights(self, module):
         super()._init_weights(module)

@@ -446,6 +446,16 @@ class Reader:
         }
         return self._decode(inputs, [max_new_tokens])[0].text
 
+    def read_inputs(self, inputs: dict[str, torch.Tensor], limits: Sequence[int]) -> list[str]:
+        """Greedy texts of a batch that is made already, each at most its own limit of pieces long.
+
+        Args:
+            inputs: what `generate` takes: `input_ids` (B, T) that end with the prompt, no padding on the right;
+                `attention_mask`, `pixel_values`, and `spatial_shapes` or `image_grid_hw` where there is padding or a
+                pack.
+        """
+        return [each.text for each in self._decode(inputs, limits)]
+
     @torch.inference_mode()
     def _decode(self, inputs, limits: Sequence[int]) -> list[_Decoded]:
         inputs = self._to_device(inputs)

@@ -54,7 +54,13 @@ def test_a_manifest_holds_the_hash_of_every_file(straight):
         manifest = json.loads((folder / MANIFEST).read_text())
         names = {each.name for each in folder.iterdir()} - {MANIFEST}
         assert set(manifest["files"]) == names
-        assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= names
+        assert {
+            "model.safetensors",
+            "optimizer.safetensors",
+            "scheduler.pt",
+            "rng_state.pth",
+            "trainer_state.json",
+        } <= names
         assert {"sampler_state_0.safetensors", "data-state-0.json", "log-state-0.json"} <= names
         for name, facts in manifest["files"].items():
             content = (folder / name).read_bytes()
@@ -110,7 +116,7 @@ def test_the_last_whole_one_is_found_and_nothing_is_said(run):
 
 
 def cut_off(folder):
-    path = folder / "optimizer.pt"
+    path = folder / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
 
 
@@ -126,7 +132,7 @@ def turn_a_bit(folder):
     [
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda folder: (folder / "rng_state.pth").unlink(), "rng_state.pth is missing"),
-        (cut_off, "optimizer.pt has "),
+        (cut_off, "optimizer.safetensors has "),
         (turn_a_bit, "model.safetensors is not what was written"),
         (lambda folder: (folder / MANIFEST).write_text('{"format": 1'), "manifest.json cannot be read"),
         (lambda folder: (folder / MANIFEST).write_text('{"format": 9, "files": {}}'), "is of format 9, known is 1"),

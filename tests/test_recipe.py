@@ -18,7 +18,7 @@ import training.recipe as recipes
 from modeling_unit import UnitForConditionalGeneration, UnitForPreTraining, UnitModel, UnitProcessor, UnitVisionModel
 from training.checkpoints import checkpoints, damage
 from training.data.schema import write_shards
-from training.recipe import Recipe, draw_curves, main, read_recipe
+from training.recipe import Recipe, main, read_recipe
 from training.resume import differences, facts_of
 from training.trainer import InterScaleTrainer, IntraScaleTrainer
 
@@ -172,18 +172,6 @@ def test_a_stage_without_its_teacher_is_refused(tmp_path, extra, words):
     text = f"stage: intra_scale\n{extra}training: {{max_steps: 1, output_dir: {tmp_path}/out}}\n"
     with pytest.raises(ValueError, match=words):
         main(written(tmp_path, text))
-
-
-def test_curves_are_drawn_for_every_term(tmp_path):
-    history = [
-        {"step": 1, "loss": 2.0, "a/loss": 1.0},
-        {"step": 2, "loss": 1.0, "a/loss": 0.5},
-        {"train_runtime": 3.0},
-    ]
-    draw_curves(history, tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").stat().st_size > 1000
-    draw_curves([], tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
 
 
 # -- a toy run -------------------------------------------------------------------------------------

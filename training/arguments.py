@@ -19,9 +19,18 @@ All the loss's weights are in `UnitTrainingArguments`; `UnitTrainer.compute_loss
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
+
+from .data.settings import KINDS, SourceArguments
+
+# of the metrics of an evaluation that do not end in `loss`, those that are better when they are lower
+LOWER_IS_BETTER = ("cer", "vision_cosine", "vision_l1")
+TRACKERS = {"tensorboard": "tensorboard", "trackio": "trackio"}  # of `report_to`: the package to install
 
 
 @dataclass
@@ -69,6 +78,8 @@ class UnitTrainingArguments(TrainingArguments):
             `"skip"` leaves the step out; either saves its micro-batches (see `training/guard.py`) [ours].
         divergence_factor: the run stops when its loss lies above so many times its running median for
             `divergence_steps` steps in a row; 0 for no limit [ours].
+        early_stopping_patience: the run ends after so many evaluations in a row that bring `metric_for_best_model` no
+            further, by `early_stopping_threshold` at least; 0 for never [ours].
     """
 
     learning_rate: float = 5e-5
@@ -98,6 +109,8 @@ class UnitTrainingArguments(TrainingArguments):
     nonfinite: str = "stop"
     divergence_factor: float = 4.0
     divergence_steps: int = 20
+    early_stopping_patience: int = 0
+    early_stopping_threshold: float = 0.0
 
     @property
     def n_gpu(self) -> int:
@@ -105,7 +118,16 @@ class UnitTrainingArguments(TrainingArguments):
         return min(1, super().n_gpu)
 
     def __post_init__(self):
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith(LOWER_IS_BETTER):
+            self.greater_is_better = False  # transformers knows losses only
         super().__post_init__()
+        for name, package in TRACKERS.items():
+            if name in self.report_to and importlib.util.find_spec(package) is None:
+                raise ValueError(f"training.report_to: {name} is not installed: pip install {package}")
+        if self.early_stopping_patience < 0 or self.early_stopping_threshold < 0:
+            raise ValueError("early_stopping_patience and early_stopping_threshold must not be negative.")
+        if self.early_stopping_patience and (self.eval_strategy == "no" or self.metric_for_best_model is None):
+            raise ValueError("early_stopping_patience needs eval_strategy: steps and metric_for_best_model.")
         if not 0.0 < self.token_sampling_ratio <= 1.0:
             raise ValueError(f"token_sampling_ratio must lie in (0, 1], got {self.token_sampling_ratio}.")
         if self.teacher_scale not in (1, "same"):
@@ -163,3 +185,57 @@ class LoraArguments:
     dropout: float = 0.05
     use_rslora: bool = False
     use_dora: bool = False
+
+
+@dataclass
+class HeldOutSource(SourceArguments):
+    """A source of an evaluation; as [`SourceArguments`], with a `kind`.
+
+    Args:
+        scale: 1 or 4; 0 for the kind's own, natural pictures at x1 and documents at x4 [paper].
+    """
+
+    scale: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kind not in KINDS:
+            raise ValueError(f"evaluation.sources: {self.name!r} needs kind: natural or document.")
+        self.scale = self.scale or {"natural": 1, "document": 4}[self.kind]
+        if self.scale not in (1, 4):
+            raise ValueError(f"evaluation.sources: scale must be 1 or 4, got {self.scale}.")
+
+
+@dataclass
+class EvaluationArguments:
+    """What a run looks at beside its training (see `training/samples.py`). All numbers are [ours].
+
+    Args:
+        sources: held-out rows; of one kind and scale they make a group, as in training.
+        rows: of each group, spread evenly over its sources, for the losses.
+        read: of these, rows that are read (documents) or captioned (pictures) by generation; 0 for none.
+        samples: of these, rows of each group that are shown.
+        batch_rows: rows that go through the model at once.
+    """
+
+    sources: list[HeldOutSource] = field(default_factory=list)
+    rows: int = 64
+    read: int = 16
+    samples: int = 6
+    batch_rows: int = 8
+
+    def __post_init__(self):
+        self.sources = [HeldOutSource(**each) if isinstance(each, Mapping) else each for each in self.sources]
+        if self.rows < 1 or self.batch_rows < 1:
+            raise ValueError("evaluation.rows and evaluation.batch_rows must be 1 or more.")
+        if not 0 <= self.samples <= self.read <= self.rows:
+            raise ValueError(
+                f"evaluation needs 0 <= samples <= read <= rows, got {self.samples}, {self.read} and {self.rows}."
+            )
+
+    def as_groups(self) -> dict[tuple[str, int], list[SourceArguments]]:
+        """Sources by kind and scale."""
+        found: dict[tuple[str, int], list[Any]] = {}
+        for source in self.sources:
+            found.setdefault((source.kind, source.scale), []).append(source)
+        return found

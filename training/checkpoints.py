@@ -26,11 +26,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from peft import PeftModel
 from safetensors import SafetensorError, safe_open
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import sort_checkpoints
 
+from .devices import ManyDevices, load_parts, names_in_adapter, whole_state
+from .optimizer_state import FILE as OPTIMIZER_FILE
+from .optimizer_state import load_state, save_state
+
+SCHEDULER_FILE = "scheduler.pt"
 MANIFEST = "manifest.json"
 FORMAT = 1
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -233,11 +240,18 @@ def from_rank_0(arguments: TrainingArguments, function: Callable[[], Any]) -> An
     return broadcast_object_list(found)[0]
 
 
+def _say_nothing(line: str) -> None:
+    pass
+
+
 # -- the trainer --------------------------------------------------------------------------------------------------
 
 
-class WholeCheckpoints(Trainer):
+class WholeCheckpoints(ManyDevices):
     """A `Trainer` whose checkpoints are whole or absent, and whose log goes on as if nothing had happened.
+
+    They are the same of one process, DDP and FSDP2, over any number of processes: the weights (or the adapter) and the
+    optimiser's state (see `optimizer_state.py`) are whole. DeepSpeed writes its own.
 
     `facts` go into each manifest; `log_path` is where the log is written line by line, none by default.
     """
@@ -248,6 +262,7 @@ class WholeCheckpoints(Trainer):
         self.log_path: Path | None = None
         self._staging: Path | None = None
         self._resumed: Path | None = None
+        self._problem: Exception | None = None  # of this process, while others wait for its parts of tensors
         self.add_callback(_LogKeeper(self))
 
     def train(self, resume_from_checkpoint=None, **kwargs):
@@ -276,7 +291,7 @@ class WholeCheckpoints(Trainer):
             except OSError as error:
                 problem = error
         self._agree(problem, staging)  # no rank writes before the folder is clean
-        self._staging = staging
+        self._staging, self._problem = staging, None
         try:
             super()._save_checkpoint(model, trial)
         except Exception as error:
@@ -285,8 +300,8 @@ class WholeCheckpoints(Trainer):
             problem = error
         finally:
             self._staging = None
-        # of a state that lies in parts, the others wait within a collective then: the launcher ends them
-        self._agree(problem, staging, alone=self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        # DeepSpeed's other processes wait within a collective then: the launcher ends them
+        self._agree(problem, staging, alone=self.is_deepspeed_enabled)
         best = self.state.best_model_checkpoint
         if best is not None and Path(best).parent == staging:
             self.state.best_model_checkpoint = best = str(run / Path(best).name)
@@ -299,6 +314,48 @@ class WholeCheckpoints(Trainer):
         if self.args.should_save:
             staging.rmdir()
             rotate(run, self.args.save_total_limit, [run / name] + ([Path(best)] if best else []))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_fsdp_enabled:
+            return super().save_model(output_dir, _internal_call)
+        names = set(names_in_adapter(self.model).values()) if isinstance(self.model, PeftModel) else None
+        tensors = whole_state(self.model, self.args.should_save, names)
+        try:
+            self._save(output_dir or self.args.output_dir, state_dict=tensors)
+        except Exception as error:
+            if not is_writing_error(error) or self._staging is None:
+                raise
+            self._problem = error  # the optimiser's state is yet to be gathered
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        writes = self.args.should_save and self._problem is None
+        problem = save_state(self.model, self.optimizer, Path(output_dir) / OPTIMIZER_FILE if writes else None)
+        if problem := self._problem or problem:
+            raise problem
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_parts(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._load_best_model()
+        load_parts(self.model, self.state.best_model_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        scheduler = Path(checkpoint) / SCHEDULER_FILE
+        say = print if self.is_world_process_zero() else _say_nothing
+        if scheduler.is_file() and load_state(self.model, self.optimizer, checkpoint, say):
+            self.lr_scheduler.load_state_dict(torch.load(scheduler, weights_only=True))
 
     def _finish(self, written: Path, folder: Path) -> None:
         """Rank 0, when every rank has written."""
@@ -346,6 +403,13 @@ class WholeCheckpoints(Trainer):
         """The files that a rank adds to a checkpoint."""
         alone = self.args.world_size <= 1
         return ["rng_state.pth" if alone else f"rng_state_{rank}.pth", f"log-state-{rank}.json"]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        own = self.rank_files(self.args.process_index)[0]
+        if checkpoint is not None and not (Path(checkpoint) / own).is_file():
+            self.seed_rank()  # another number of processes before
+        else:
+            super()._load_rng_state(checkpoint)
 
     # -- what is between two lines of the log -------------------------------------------------------------------------
 

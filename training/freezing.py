@@ -6,6 +6,7 @@ from collections import defaultdict
 
 from torch import nn
 
+from .arguments import UnitTrainingArguments
 from .optim import PARTS, part_of
 
 
@@ -21,6 +22,14 @@ def freeze_parts(model: nn.Module, parts: list[str]) -> None:
     for name, parameter in model.named_parameters():
         if part_of(name) in parts:
             parameter.requires_grad_(False)
+
+
+def unread_parts(arguments: UnitTrainingArguments, has_teacher: bool) -> list[str]:
+    """Parts that no term of the loss reads. They would get no gradient; frozen, they are not counted as trained, and
+    DDP does not wait for their gradients."""
+    unread = [] if arguments.language_weight else ["connector", "language_decoder"]
+    unread += [] if arguments.vision_weight and has_teacher else ["vision_decoder", "projection"]
+    return unread + ([] if arguments.character_weight else ["heads"])
 
 
 def trainable_table(model: nn.Module) -> str:

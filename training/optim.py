@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+
+from .optimizer_state import part_like, whole
 
 if TYPE_CHECKING:
     from .arguments import UnitTrainingArguments
@@ -227,10 +230,29 @@ def orthogonalised(
     return x.mT if tall else x
 
 
+@torch.no_grad()
+def step_of_parts(muon: torch.optim.Muon) -> None:
+    """A step of `torch.optim.Muon` on matrices that lie in parts (FSDP2): momentum in parts, each update gathered,
+    orthogonalised by every process, of which it keeps its part. The same state and update as of whole matrices."""
+    for group in muon.param_groups:
+        params: list[torch.Tensor] = []
+        grads: list[torch.Tensor] = []
+        buffers: list[torch.Tensor] = []
+        muon._init_group(group, params, grads, buffers)
+        momentum, rate = group["momentum"], group["lr"]
+        for parameter, gradient, buffer in zip(params, grads, buffers, strict=True):
+            buffer.lerp_(gradient, 1 - momentum)
+            update = whole(gradient.lerp(buffer, momentum) if group["nesterov"] else buffer)
+            update = orthogonalised(update[None], group["ns_coefficients"], group["ns_steps"], group["eps"])[0]
+            scale = -rate * 0.2 * math.sqrt(max(update.shape))  # match_rms_adamw, as in torch
+            parameter.mul_(1 - rate * group["weight_decay"])
+            parameter.add_(part_like(update.to(parameter.dtype), parameter), alpha=scale)
+
+
 class MuonWithAdamW(torch.optim.Optimizer):
     """`torch.optim.Muon` on the groups marked `muon`, `torch.optim.AdamW` on the others, behind one interface.
 
-    Matrices on a GPU are taken by [`BatchedMuon`].
+    Matrices on a GPU are taken by [`BatchedMuon`], those that lie in parts by [`step_of_parts`].
 
     The groups are shared with the inner optimisers, so a learning rate scheduler that writes `group["lr"]` reaches
     both.
@@ -261,7 +283,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for optimizer in self.inner:
-            optimizer.step()
+            muon = isinstance(optimizer, torch.optim.Muon)
+            if muon and any(isinstance(each, DTensor) for group in optimizer.param_groups for each in group["params"]):
+                step_of_parts(optimizer)
+            else:
+                optimizer.step()
         return loss
 
     def state_dict(self) -> dict:

@@ -39,9 +39,10 @@ from modeling_unit import (
 from modeling_unit.vision_sources_unit import find_model_type, find_vision_source
 
 from .adapter import ADAPTER, BASE, base_of, is_adapted, save_adapter, save_base
-from .arguments import LoraArguments, UnitTrainingArguments
-from .checkpoints import first_line, from_rank_0, is_writing_error, last_whole_checkpoint, write_log_lines
+from .arguments import EvaluationArguments, HeldOutSource, LoraArguments, UnitTrainingArguments
+from .checkpoints import first_line, from_rank_0, is_writing_error, last_whole_checkpoint
 from .collator import NUM_CHARACTER_CLASSES, GroupCollator
+from .curves import write_log
 from .data.mixture import GroupPlan, MixtureDataset
 from .data.refusals import Refusals
 from .data.settings import (
@@ -53,12 +54,15 @@ from .data.settings import (
     expand_groups,
 )
 from .data.streaming import StreamDataset, StreamGroup, layout_of
+from .devices import check_launch, load_whole_models, speak_once
 from .live import LiveArguments, LivePictures, LiveTeacherModel, LiveTeacherTrainer, live_views
 from .llava_data import ConversationCollator, Conversations, LlavaTrainer
 from .lora import add_lora
 from .optim import rate_table
-from .publish import check_destination, code_version, push_run, take_hub_settings
+from .publish import check_destination, push_run, take_hub_settings
+from .reporting import quiet_without_terminal
 from .resume import differences, facts_left, facts_of, told_differences
+from .samples import HeldOut, held_out
 from .teacher import PictureTargets, TeacherModel, TeacherTrainer, load_projection, save_teacher
 from .tokenizer import TASK_TOKENS, byte_tokenizer
 from .trainer import InterScaleTrainer, IntraScaleTrainer, UnitTrainer, check_teacher, freeze_parts, trainable_table
@@ -103,6 +107,8 @@ class Recipe:
             sources with shares of kinds, tasks and exchanged scales.
         pictures, pictures_per_batch: data set and batch of stage zero.
         live: settings of [`LiveArguments`]: stage zero by live distillation, for a GPU; else from cached targets.
+        evaluation: settings of [`EvaluationArguments`] (stages 1 and 2): held-out sources that are looked at as
+            `training.eval_strategy: steps` and `training.eval_steps` say; see `training/samples.py`.
         conversations, images: data of the stage `llava`: a file in LLaVA's format and the folder of its images, or a
             data set of our schema; see `training/llava_data.py`.
         training: settings of [`UnitTrainingArguments`]. `push_to_hub: true` with `hub_model_id` (`hub_private_repo`,
@@ -127,6 +133,7 @@ class Recipe:
     live: dict[str, Any] = field(default_factory=dict)
     conversations: str | None = None
     images: str | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
     threads: int = 0
@@ -179,6 +186,11 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for source in _list(settings.get("sources"), "`data.sources`"):
         _check_source(source)
     DataArguments(**{key: value for key, value in settings.items() if value is not None})
+    evaluation = data.get("evaluation") or {}
+    _check_keys(evaluation, EvaluationArguments, "`evaluation`")
+    for source in _list(evaluation.get("sources"), "`evaluation.sources`"):
+        _check_source(source, HeldOutSource)
+    EvaluationArguments(**evaluation)
     if settings.get("sources") and data.get("groups"):
         raise ValueError("`groups` and `data.sources` say the same in two ways: give one of them.")
     return Recipe(**{key: value for key, value in data.items() if value is not None})
@@ -190,8 +202,8 @@ def _list(given: Any, where: str) -> list:
     return given or []
 
 
-def _check_source(given: dict[str, Any]) -> None:
-    _check_keys(given, SourceArguments, "a source")
+def _check_source(given: dict[str, Any], target: type = SourceArguments) -> None:
+    _check_keys(given, target, "a source")
     if not given.get("path") and not given.get("dataset"):
         raise ValueError("a source lacks the key 'path' (or 'dataset').")
 
@@ -323,10 +335,15 @@ def main(path: str | Path, overrides: list[str] | None = None, accept_changes: b
     if hub.get("push_to_hub") and recipe.stage == "llava":
         raise ValueError("training.push_to_hub: a LLaVA model is not published by this package; push its folder.")
     arguments = UnitTrainingArguments(**(settings | training))
+    check_launch(arguments)
+    load_whole_models(arguments)
+    speak_once(arguments)
     if arguments.max_steps <= 0:
         raise ValueError("A recipe needs training.max_steps: the mixture has no end of its own.")
+    _check_evaluation(recipe, arguments)
     if hub.get("push_to_hub"):
         check_destination(hub)  # before the work, not after it
+    quiet_without_terminal()
     set_seed(arguments.seed)
     started = time.time()
     say = print_line if arguments.process_index == 0 else _say_nothing
@@ -348,14 +365,15 @@ def main(path: str | Path, overrides: list[str] | None = None, accept_changes: b
                 "would have. Keep the product of processes and gradient_accumulation_steps to go on exactly."
             )
         recipe.data = layout | {key: value for key, value in recipe.data.items() if value}
-    sharded = arguments.fsdp or arguments.deepspeed or os.environ.get("ACCELERATE_USE_FSDP")
+    sharded = any(os.environ.get(f"ACCELERATE_USE_{each}") for each in ("FSDP", "DEEPSPEED"))
     planned = recipe.stage in ("intra_scale", "inter_scale") and arguments.process_index == 0 and not checkpoint
     if arguments.device.type == "cuda" and planned and not sharded:
         from .plan import check_fits  # it reads recipes itself
 
         check_fits(path, overrides, max(1, arguments.world_size))
     run = {"teacher": _teacher_run, "llava": _llava_run}.get(recipe.stage, _stage_run)
-    trainer, finish = run(recipe, arguments)
+    with arguments.main_process_first(desc="data and start"):  # what is fetched or built is so once
+        trainer, finish = run(recipe, arguments)
     say(trainable_table(trainer.model))
     say(rate_table(trainer.model, arguments))
     if checkpoint:
@@ -363,9 +381,10 @@ def main(path: str | Path, overrides: list[str] | None = None, accept_changes: b
     out = Path(arguments.output_dir)
     trainer.facts, trainer.log_path = facts, out / "log.jsonl"
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trained = trainer.whole_model()  # of all processes, where it lies in parts
     if trainer.is_world_process_zero():
         try:
-            finish(out)
+            finish(trained, out)
             write_log(out, recipe, trainer.state.log_history, time.time() - started)
         except Exception as error:
             if not is_writing_error(error):
@@ -383,6 +402,19 @@ def main(path: str | Path, overrides: list[str] | None = None, accept_changes: b
     if hub.get("push_to_hub") and trainer.is_world_process_zero():
         push_run(out, hub)
     return out
+
+
+def _check_evaluation(recipe: Recipe, arguments: UnitTrainingArguments) -> None:
+    """Whether an evaluation has something to look at, and what is given is looked at."""
+    wanted = arguments.eval_strategy != "no" or arguments.eval_on_start
+    if wanted and recipe.stage not in ("intra_scale", "inter_scale"):
+        raise ValueError(f"training.eval_strategy: the stage {recipe.stage} has nothing to evaluate: leave it out.")
+    if wanted and not recipe.evaluation.get("sources"):
+        raise ValueError("training.eval_strategy: give held-out rows to look at, `evaluation` with `sources`.")
+    if recipe.evaluation and not wanted and "eval_strategy" not in recipe.training:
+        raise ValueError(
+            "`evaluation` is given: say when, with training.eval_strategy: steps and training.eval_steps."
+        )
 
 
 def print_line(line: str) -> None:
@@ -416,7 +448,7 @@ def _teacher_run(recipe: Recipe, arguments: UnitTrainingArguments):
         data = PictureTargets(pictures, processor, recipe.pictures_per_batch, length, arguments.seed)
         trainer = TeacherTrainer(model=model, args=arguments, train_dataset=data)
 
-    def finish(out: Path) -> None:
+    def finish(model: TeacherModel, out: Path) -> None:
         save_teacher(model, out)
         processor.save_pretrained(out)
 
@@ -455,6 +487,7 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
             teacher = found.load(torch.float32)
         check_teacher(teacher.config, model.config)
     data = stage_data(recipe, arguments, processor, model.config)
+    held = _held_out(recipe, arguments, processor, model.config)
     model = add_lora(model, LoraArguments(**recipe.lora))
     if model.config.projection_dim:
         freeze_parts(model, ["projection"])  # the teacher's, kept as it is
@@ -464,11 +497,12 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         model=model,
         args=arguments,
         train_dataset=data,
+        eval_dataset=held,
         teacher=teacher,
         image_processor=processor.image_processor,
     )
 
-    def finish(out: Path) -> None:
+    def finish(model: UnitForPreTraining, out: Path) -> None:
         model.language_model.set_attn_implementation("sdpa")
         if is_adapted(model) and arguments.should_save:
             save_adapter(model, out / ADAPTER, *(base or base_of(save_base(model, processor, out / BASE))))
@@ -479,6 +513,30 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
     return trainer, finish
 
 
+def stage_groups(recipe: Recipe, processor: UnitProcessor) -> tuple[DataArguments, list[GroupArguments]]:
+    """The data of stage 1 or 2 as a whole, and its groups, worked out where the recipe gives shares."""
+    settings = DataArguments(**{key: value for key, value in recipe.data.items() if value is not None})
+    if settings.sources:
+        images = processor.image_processor
+        patches = {scale: images.area(scale) / images.patch_size**2 for scale in (1, 4)}
+        return settings, expand_groups(settings, recipe.stage, patches)
+    return settings, [
+        GroupArguments(**(group | {"sources": [SourceArguments(**each) for each in group.get("sources", [])]}))
+        for group in recipe.groups
+    ]
+
+
+def _held_out(
+    recipe: Recipe, arguments: UnitTrainingArguments, processor: UnitProcessor, config: UnitConfig
+) -> HeldOut | None:
+    if arguments.eval_strategy == "no" and not arguments.eval_on_start:
+        return None
+    say = print_line if arguments.process_index == 0 else _say_nothing
+    _, groups = stage_groups(recipe, processor)
+    slots = config.character_slots if arguments.character_weight else 0
+    return held_out(EvaluationArguments(**recipe.evaluation), processor, config, groups, slots, say)
+
+
 def stage_data(
     recipe: Recipe, arguments: UnitTrainingArguments, processor: UnitProcessor, config: UnitConfig
 ) -> MixtureDataset | StreamDataset:
@@ -487,16 +545,7 @@ def stage_data(
     Raises:
         ValueError: sources that are not there or have no row that may come, processes that do not suit the plan.
     """
-    settings = DataArguments(**{key: value for key, value in recipe.data.items() if value is not None})
-    if settings.sources:
-        images = processor.image_processor
-        patches = {scale: images.area(scale) / images.patch_size**2 for scale in (1, 4)}
-        groups = expand_groups(settings, recipe.stage, patches)
-    else:
-        groups = [
-            GroupArguments(**(group | {"sources": [SourceArguments(**each) for each in group.get("sources", [])]}))
-            for group in recipe.groups
-        ]
+    settings, groups = stage_groups(recipe, processor)
     world = max(1, arguments.world_size)
     batches_per_step = arguments.gradient_accumulation_steps * world
     length = _micro_batches(arguments)
@@ -549,7 +598,7 @@ def stage_data(
             for pair in pairs
         ]
         data = MixtureDataset(plans, length)
-    if refusals.refused:
+    if refusals.refused and arguments.process_index == 0:
         print(f"Rows left out:\n{refusals}", flush=True)
     return data
 
@@ -569,7 +618,7 @@ def _llava_run(recipe: Recipe, arguments: UnitTrainingArguments):
         model=model, args=arguments, train_dataset=data, data_collator=ConversationCollator(processor, longest)
     )
 
-    def finish(out: Path) -> None:
+    def finish(model: LlavaForConditionalGeneration, out: Path) -> None:
         if is_adapted(model) and arguments.should_save:
             save_adapter(model, out / ADAPTER, *base)
         merged = model.merge_and_unload() if is_adapted(model) else model
@@ -577,39 +626,3 @@ def _llava_run(recipe: Recipe, arguments: UnitTrainingArguments):
         processor.save_pretrained(out)
 
     return trainer, finish
-
-
-def write_log(out: Path, recipe: Recipe, history: list[dict], seconds: float) -> None:
-    """`recipe.json` (with the version of the code), `log.jsonl` (one line a logging step) and `curve.png` beside the
-    weights."""
-    content = dataclasses.asdict(recipe) | {"seconds": round(seconds), "code": code_version()}
-    (out / "recipe.json").write_text(json.dumps(content, indent=1))
-    write_log_lines(out / "log.jsonl", history)
-    draw_curves(history, out / "curve.png")
-
-
-def draw_curves(history: list[dict], path: Path) -> None:
-    """Every logged term against steps, as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    skipped = {"step", "epoch", "learning_rate", "grad_norm"}
-    keys = sorted({key for entry in history for key in entry if "loss" in entry} - skipped)
-    if not keys:
-        return
-    columns = 3
-    rows = -(-len(keys) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(4 * columns, 2.4 * rows), squeeze=False)
-    for axis in axes.flat[len(keys) :]:
-        axis.axis("off")
-    for key, axis in zip(keys, axes.flat, strict=False):
-        points = [(entry["step"], entry[key]) for entry in history if key in entry and "loss" in entry]
-        axis.plot(*zip(*points, strict=True), linewidth=1)
-        axis.set_title(key, fontsize=9)
-        axis.tick_params(labelsize=7)
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    pyplot.close(figure)

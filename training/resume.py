@@ -44,9 +44,12 @@ FREE = {
     "training.divergence_factor",
     "training.divergence_steps",
     "training.push_to_hub",
+    "training.load_best_model_at_end",
+    "training.metric_for_best_model",
+    "training.greater_is_better",
 }
 FREE_BEGINNINGS = ("training.logging_", "training.save_", "training.eval_", "training.dataloader_", "training.hub_")
-FREE_BEGINNINGS += ("training.trackio", "training.ddp_")
+FREE_BEGINNINGS += ("training.trackio", "training.ddp_", "training.early_stopping_", "evaluation.")
 SETTINGS = {"training": UnitTrainingArguments, "lora": LoraArguments, "live": LiveArguments, "data": DataArguments}
 STEP = "micro-batches of a step"
 

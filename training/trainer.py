@@ -28,11 +28,12 @@ from .data.refusals import Refusals
 from .data.settings import TASKS
 from .data.streaming import StreamDataset, StreamLoader, load_state, write_state
 from .freezing import freeze_parts as freeze_parts
-from .freezing import set_position_crop
+from .freezing import set_position_crop, unread_parts
 from .freezing import trainable_table as trainable_table
 from .losses import Counted, alignment_loss, character_loss, sampled_tokens, slot_weights, token_losses
 from .optim import make_optimizer
 from .packing import first_tokens, repacked
+from .samples import SamplesInTraining
 from .teacher_cache import TeacherFeatures
 from .terms import TermLog, means
 
@@ -42,7 +43,7 @@ BESIDE = ("labels", "task_ids", "row_seeds", "character_classes", "token_places"
 SHOWN_ROWS = 4  # rows that a message names
 
 
-class UnitTrainer(BaseTrainer):
+class UnitTrainer(SamplesInTraining, BaseTrainer):
     """Joint training `L_lan + lambda * L_vis` [paper] on micro-batches of groups (see `training/data/mixture.py`).
 
     Args:
@@ -72,6 +73,7 @@ class UnitTrainer(BaseTrainer):
         self.keep_anchor(teacher)
         self.teacher_features: TeacherFeatures | None = None
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
+        freeze_parts(self.model, unread_parts(self.args, self.teacher is not None))
         if self.teacher is not None:
             check_teacher(self.teacher.config, _unwrapped(self.model).config)
             self.teacher.to(self.args.device)
@@ -137,7 +139,8 @@ class UnitTrainer(BaseTrainer):
                 self.log_term(name, "vision_cosine", Counted(output.vision_cosine * sampled, sampled))
                 self.log_term(name, "vision_l1", Counted(output.vision_l1 * sampled, sampled))
             if "character_classes" in beside:
-                named = _unwrapped(model).character_head(output.image_features.patches)
+                head = _unwrapped(model).character_head  # in bf16 under FSDP2, whose weights are so in a step
+                named = head(output.image_features.patches.to(head.weight.dtype))
                 characters, right = character_loss(named, beside["character_classes"])
                 terms["character_loss"] = args.character_weight, characters
                 self.log_term(name, "character_accuracy", right)

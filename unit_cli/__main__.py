@@ -16,7 +16,7 @@ from importlib import import_module
 from .common import CommandError
 
 COMMANDS = ("read", "describe", "features", "demo", "convert", "export", "llava")
-COMMANDS += ("plan", "train", "merge", "average", "data", "evaluate", "push", "push-space")
+COMMANDS += ("plan", "train", "curve", "merge", "average", "data", "evaluate", "push", "push-space")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"unit {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nunit {arguments.command}: interrupted", file=sys.stderr)
+        on = "; the same command goes on from the last checkpoint, if there is one" * (arguments.command == "train")
+        print(f"\nunit {arguments.command}: interrupted{on}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output (head, less) has gone: nothing to say, and nothing to flush at exit.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from .common import CommandError, first_line
@@ -40,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
         folder = recipe.main(args.recipe, list(args.overrides), args.accept_changes)
     except (ValueError, FileNotFoundError) as error:
         raise CommandError(first_line(error)) from error
-    print(f"the model is in {folder}")
+    if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` there are others
+        print(f"the model is in {folder}")
     return 0
 
 

@@ -177,11 +177,14 @@ def read_validation(folder: Path) -> tuple[list[dict], list[str], np.ndarray]:
 
     folder = Path(folder)
     for file, command in (
-        ("concept_names.json", "training.data.pictures"),
-        ("concept_sentence.safetensors", "training.data.targets"),
+        ("concept_names.json", "unit data pictures"),
+        ("concept_sentence.safetensors", "unit data targets"),
     ):
         if not (folder / file).exists():
-            raise ValueError(f"{folder / file} does not exist; make it with `python -m {command}`")
+            raise ValueError(
+                f"{folder / file} does not exist: the image suite needs the pictures that `{command}` builds, of kinds "
+                "that nobody trains on, each drawn by several hands; for other pictures leave the suite out"
+            )
     names = json.loads((folder / "concept_names.json").read_text(encoding="utf-8"))
     embeddings = load_file(folder / "concept_sentence.safetensors")["embeddings"]
     return list(rows(folder, ["image", "text", "concept", "style", "family"])), names, embeddings
