@@ -31,6 +31,7 @@ def seen(way: str, resume: str | None = None, spoil=None) -> list[tuple[str, str
         save_steps=2,
         use_cpu=True,
         ddp_find_unused_parameters=False,
+        ema_decay=0.9,
     )
     torch.manual_seed(0)
     model, teacher = model_and_teacher()
@@ -57,14 +58,19 @@ def seen(way: str, resume: str | None = None, spoil=None) -> list[tuple[str, str
     if spoil is not None:
         spoil(trainer)
     trainer.train(resume_from_checkpoint=resume)
+    shadow = b"".join(each.numpy().tobytes() for each in trainer.average.shadow.values())
+    averages.append(hashlib.sha256(shadow).hexdigest())
     return lines
 
 
 torch.set_num_threads(1)
+averages: list[str] = []  # of the weights, at the end of each run
 found = {}
 for way in ("map", "stream"):
     straight = seen(way)
     found[way] = {"straight": straight, "resumed": seen(way, str(FOLDER / way / "checkpoint-2"))}
+
+found["averages"] = averages
 
 
 def full(trainer) -> None:

@@ -1,17 +1,38 @@
 """Parameter groups and the two optimisers behind one interface."""
 
 import io
+import re
 
 import pytest
 import torch
+from test_any_vit import PLAIN
 from tiny import QWEN3, unit_model
 from torch import nn
+from transformers import CONFIG_MAPPING
 
-from training.optim import PARTS, BatchedMuon, MuonWithAdamW, is_matrix, parameter_groups, part_of
+from training.arguments import LoraArguments, UnitTrainingArguments
+from training.lora import add_lora
+from training.optim import (
+    PARTS,
+    BatchedMuon,
+    MuonWithAdamW,
+    is_matrix,
+    make_optimizer,
+    parameter_groups,
+    part_of,
+    rate_table,
+)
 
 
 def full_model():
     return unit_model(text=QWEN3, projection_dim=4, num_character_classes=5)
+
+
+def any_encoder(name: str):
+    """A model around an encoder of two layers, ours or one of transformers'."""
+    if name == "unit_vision_model":
+        return unit_model()
+    return unit_model(vision=CONFIG_MAPPING[name](**PLAIN[name][1]))
 
 
 @pytest.mark.parametrize(
@@ -263,3 +284,137 @@ def test_a_closure_is_called_with_gradients():
 
     with torch.no_grad():
         assert float(optimizer.step(closure)) > 0
+
+
+# -- rates by depth --------------------------------------------------------------------------------
+
+
+def settings(tmp_path, **changes) -> UnitTrainingArguments:
+    return UnitTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **changes)
+
+
+def rates_by_name(groups) -> dict[str, float]:
+    return {name: group["lr"] for group in groups for name in group["names"]}
+
+
+def test_rates_fall_towards_the_embeddings_by_hand():
+    # two blocks: embeddings, block 0, block 1, norm are layers 0, 1, 2, 3 of L = 3
+    rates = rates_by_name(parameter_groups(full_model(), 1e-3, 0.1, layer_decays={"encoder": 0.5}))
+    assert rates["vision_model.embeddings.projection.weight"] == pytest.approx(0.125e-3)
+    assert rates["vision_model.embeddings.position_embedding"] == pytest.approx(0.125e-3)
+    assert rates["vision_model.embeddings.prefix_tokens"] == pytest.approx(0.125e-3)
+    assert rates["vision_model.blocks.0.attn.qkv.weight"] == pytest.approx(0.25e-3)
+    assert rates["vision_model.blocks.1.mlp.fc2.bias"] == pytest.approx(0.5e-3)
+    assert rates["vision_model.norm.weight"] == pytest.approx(1e-3)
+    others = {rate for name, rate in rates.items() if not name.startswith("vision_model.")}
+    assert others == {1e-3}
+
+
+def test_the_decoders_rates_fall_too_when_asked_to():
+    rates = rates_by_name(parameter_groups(full_model(), 1e-3, 0.1, layer_decays={"language_decoder": 0.5}))
+    assert rates["language_model.model.embed_tokens.weight"] == pytest.approx(0.125e-3)
+    assert rates["language_model.model.layers.0.mlp.up_proj.weight"] == pytest.approx(0.25e-3)
+    assert rates["language_model.model.layers.1.input_layernorm.weight"] == pytest.approx(0.5e-3)
+    assert rates["language_model.model.norm.weight"] == pytest.approx(1e-3)
+    assert rates["vision_model.blocks.0.attn.qkv.weight"] == pytest.approx(1e-3)
+
+
+# the first and the last parameter of an encoder's way, and one inside of block 1, as its class calls them
+DEPTHS = {
+    "clip_vision_model": {
+        "pre_layrnorm.weight": 0,
+        "embeddings.class_embedding": 0,
+        "encoder.layers.1.mlp.fc1.weight": 2,
+        "post_layernorm.bias": 3,
+    },
+    "siglip_vision_model": {
+        "embeddings.patch_embedding.bias": 0,
+        "encoder.layers.1.layer_norm1.bias": 2,
+        "post_layernorm.weight": 3,
+    },
+    "siglip2_vision_model": {
+        "embeddings.position_embedding.weight": 0,
+        "encoder.layers.1.layer_norm1.bias": 2,
+        "post_layernorm.weight": 3,
+    },
+    "vit": {"embeddings.cls_token": 0, "layers.1.attention.q_proj.weight": 2, "layernorm.weight": 3},
+    "dinov2": {
+        "embeddings.patch_embeddings.projection.weight": 0,
+        "encoder.layer.1.layer_scale2.lambda1": 2,
+        "layernorm.bias": 3,
+    },
+    "dinov2_with_registers": {
+        "embeddings.register_tokens": 0,
+        "encoder.layer.1.mlp.fc2.weight": 2,
+        "layernorm.bias": 3,
+    },
+    "dinov3_vit": {
+        "embeddings.register_tokens": 0,
+        "model.layer.1.mlp.up_proj.bias": 2,
+        "norm.weight": 3,
+    },
+    "radio": {
+        "embeddings.cls_register_token": 0,
+        "embeddings.patch_projection.weight": 0,
+        "encoder.layer.1.attention.o_proj.bias": 2,
+    },
+    "unit_vision_model": {"embeddings.prefix_tokens": 0, "blocks.1.norm2.bias": 2, "norm.weight": 3},
+}
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+def test_every_encoder_has_its_depths(name):
+    model = any_encoder(name)
+    rates = rates_by_name(parameter_groups(model, 1.0, 0.0, layer_decays={"encoder": 0.1}))
+    for parameter, layer in DEPTHS[name].items():
+        assert rates[f"vision_model.{parameter}"] == pytest.approx(0.1 ** (3 - layer)), parameter
+    # nothing but the embeddings is as slow, nothing in a block as fast as what comes after them
+    encoder = {key: round(rate, 6) for key, rate in rates.items() if key.startswith("vision_model.")}
+    for key, rate in encoder.items():
+        found = re.search(r"\.([01])\.", key)
+        assert rate == pytest.approx(0.1 ** (2 - int(found[1]))) if found else rate in (0.001, 1.0), key
+    assert sum(rate == 0.001 for rate in encoder.values()) >= 2
+
+
+def test_adapters_have_the_depth_of_their_layer():
+    model = add_lora(any_encoder("clip_vision_model"), LoraArguments(parts=["encoder"], use_dora=True))
+    rates = rates_by_name(parameter_groups(model, 1.0, 0.0, layer_decays={"encoder": 0.5}))
+    in_front = "base_model.model.vision_model.encoder.layers"
+    assert rates[f"{in_front}.0.mlp.fc1.lora_A.default.weight"] == pytest.approx(0.25)
+    assert rates[f"{in_front}.1.mlp.fc1.lora_B.default.weight"] == pytest.approx(0.5)
+    assert rates[f"{in_front}.1.mlp.fc1.lora_magnitude_vector.default.weight"] == pytest.approx(0.5)
+
+
+def test_depth_part_and_muon_multiply(tmp_path):
+    asked = settings(
+        tmp_path, learning_rate=1e-3, optimizer="muon", muon_learning_rate=4e-3, layer_decay=0.5,
+        part_rates={"encoder": 0.1},
+    )  # fmt: skip
+    optimizer = make_optimizer(full_model(), asked)
+    rates = {(group["part"], group["muon"], group["lr"]) for group in optimizer.param_groups}
+    muon = {rate for part, muon, rate in rates if part == "encoder" and muon}
+    assert sorted(muon) == pytest.approx([1e-4, 2e-4])  # blocks 0 and 1: 4e-3 * 0.1 * 0.25 and * 0.5
+    adamw = sorted(rate for part, muon, rate in rates if part == "encoder" and not muon)
+    assert adamw == pytest.approx([1.25e-5, 2.5e-5, 5e-5, 1e-4])
+
+
+def test_without_decay_there_is_one_group_for_each_part_and_kind(tmp_path):
+    plain = parameter_groups(full_model(), 1e-3, 0.1)
+    asked = parameter_groups(full_model(), 1e-3, 0.1, layer_decays={"encoder": 1.0})
+    assert [group["names"] for group in plain] == [group["names"] for group in asked]
+
+
+def test_the_table_shows_the_rates(tmp_path):
+    asked = settings(tmp_path, learning_rate=1e-3, optimizer="muon", layer_decay=0.5, part_rates={"connector": 2.0})
+    model = full_model()
+    lines = {line.split()[0]: line.split()[1:] for line in rate_table(model, asked).splitlines()}
+    assert lines["encoder"] == ["0.000125", "...", "0.001", "0.0005", "...", "0.001"]  # Muon: 2e-3
+    assert lines["connector"] == ["0.002", "0.004"]
+    assert lines["heads"] == ["0.001", "-"]
+
+
+@pytest.mark.parametrize("name", ["layer_decay", "language_layer_decay"])
+@pytest.mark.parametrize("value", [0.0, 1.2, -0.5])
+def test_decays_outside_of_their_range_are_refused(name, value, tmp_path):
+    with pytest.raises(ValueError, match=rf"{name} must lie in \(0, 1\]"):
+        settings(tmp_path, **{name: value})

@@ -287,8 +287,14 @@ def test_two_processes_train_on_one_shape_a_step_and_resume(tmp_path):
         manifest = json.loads((checkpoint / "manifest.json").read_text())
         assert manifest["world_size"] == 2
         for rank in range(2):
+            assert "ema.safetensors" in manifest["files"]
             files = {f"rng_state_{rank}.pth", f"log-state-{rank}.json", f"sampler_state_{rank}.safetensors"}
             assert files | ({f"data-state-{rank}.json"} if way == "stream" else set()) <= set(manifest["files"])
+    # the moving average: one on both ranks, and after going on the one that it would have been
+    straight_map, resumed_map, straight_stream, resumed_stream = seen[0]["averages"]
+    assert seen[0]["averages"] == seen[1]["averages"]
+    assert (straight_map, straight_stream) == (resumed_map, resumed_stream)
+    assert straight_map != straight_stream
     # a rank that cannot write, and a loss that is no number on one rank alone, are known to both
     for each in seen:
         assert "checkpoint-2 could not be written" in each["full"]

@@ -10,6 +10,7 @@ import torch
 from tiny import OPT, draw_page, processor, unit_model, vision_config
 from transformers import Trainer, TrainingArguments
 
+from benchmarks import ten_pages
 from training.collator import GroupCollator
 from training.data.schema import png_bytes
 
@@ -67,3 +68,23 @@ def test_ten_pages_are_overfitted_and_read_back(tmp_path):
     assert read.decode_new(made, inputs) == TEXTS
     alone = read(images=pages[7], task="ocr")
     assert read.decode_new(model.generate(**alone, max_new_tokens=24, eos_token_id=1), alone) == [TEXTS[7]]
+
+
+def test_the_command_says_what_it_missed(capsys):
+    """Two steps of a small decoder are not enough: the verdict is in the words and in the exit status."""
+    threads = torch.get_num_threads()
+    assert ten_pages.main(["--layers", "1", "--width", "64", "--steps", "2"]) == 1
+    told = capsys.readouterr().out
+    assert "decoder: OPT, 1 layers, width 64, 1 heads" in told
+    assert "MISSED: loss" in told
+    assert "0 of 10 pages exact" in told
+    assert torch.get_num_threads() == threads
+
+
+def test_the_commands_pages_cannot_be_told_apart_without_their_images():
+    assert len(set(ten_pages.PAGES)) == 10
+    # prompt and end beside the text: all ten are padded to one length, so that no page shows in its mask
+    assert all(len(page.encode()) + 2 <= 64 for page in ten_pages.PAGES)
+    # by heart alone, a page chosen at random costs ln(10) once: more than the loss at which the run may end
+    longest = max(len(page.encode()) + 1 for page in ten_pages.PAGES)
+    assert np.log(10) / longest > ten_pages.ENOUGH

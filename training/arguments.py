@@ -58,6 +58,19 @@ class UnitTrainingArguments(TrainingArguments):
         muon_learning_rate: for Muon's matrices, as large an update as AdamW's of the same rate [ours].
         part_rates: multiplier of the learning rate by part: encoder, connector, language_decoder, vision_decoder,
             heads.
+        layer_decay: the encoder's learning rates fall by this factor from layer to layer towards its embeddings, 1 for
+            one rate (see `training/optim.py`) [ours; 0.65-0.9 is usual where a trained encoder is to be kept].
+        language_layer_decay: the same for the language decoder [ours].
+        ema_decay: decay of a moving average of the weights, 0 for none: what is evaluated and saved at the end is then
+            the average (see `training/averaging.py`) [ours].
+        teacher_interpolation: alpha: at the end the encoder is (1 - alpha) of what was trained and alpha of the
+            teacher, which must be of its shape; 0 for none [ours].
+        teacher_dtype: what the teacher computes in: `"float32"`, `"bfloat16"`, or `"auto"`: bfloat16 in a run with
+            `bf16` [ours].
+        teacher_cache: a folder where the teacher's features of pictures are kept, `true` for
+            `OUTPUT_DIR/teacher-cache`: each picture goes through the teacher once. Needs
+            `data.augment_pictures: false` (see `training/teacher_cache.py`) [ours].
+        teacher_cache_gigabytes: the most that the folder may hold; 20 [ours].
         freeze: parts that do not train.
         max_minutes: the run ends after so much training, 0 for no limit; the learning rate then falls by the larger
             of the shares of `max_steps` and of this time, and is zero at the end (see `training/schedule.py`) [ours].
@@ -84,6 +97,13 @@ class UnitTrainingArguments(TrainingArguments):
     optimizer: str = "adamw"
     muon_learning_rate: float = 2e-3
     part_rates: dict[str, float] = field(default_factory=dict)
+    layer_decay: float = 1.0
+    language_layer_decay: float = 1.0
+    ema_decay: float = 0.0
+    teacher_interpolation: float = 0.0
+    teacher_dtype: str = "auto"
+    teacher_cache: str | bool = False
+    teacher_cache_gigabytes: float = 20.0
     freeze: list[str] = field(default_factory=list)
     max_minutes: float = 0.0
     nonfinite: str = "stop"
@@ -116,6 +136,31 @@ class UnitTrainingArguments(TrainingArguments):
         for name in (*weights, "max_minutes", "divergence_factor"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        for name in ("layer_decay", "language_layer_decay"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}.")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}.")
+        if not 0.0 <= self.teacher_interpolation < 1.0:
+            raise ValueError(f"teacher_interpolation must lie in [0, 1), got {self.teacher_interpolation}.")
+        if self.teacher_dtype not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f'teacher_dtype must be "auto", "float32" or "bfloat16", got {self.teacher_dtype!r}.')
+        if self.teacher_cache_gigabytes <= 0:
+            raise ValueError(f"teacher_cache_gigabytes must be positive, got {self.teacher_cache_gigabytes}.")
+        if (self.ema_decay or self.teacher_interpolation) and self.load_best_model_at_end:
+            raise ValueError(
+                "load_best_model_at_end takes a checkpoint's own weights, not their average: leave it out with "
+                "ema_decay and teacher_interpolation."
+            )
+        checkpointing = (
+            self.gradient_checkpointing_kwargs or {},
+            getattr(self, "activation_checkpointing_kwargs", 0) or {},
+        )
+        if any(each.get("use_reentrant") for each in checkpointing):
+            raise ValueError(
+                "gradient_checkpointing_kwargs.use_reentrant=true loses the gradients behind what is frozen (adapters "
+                "above frozen embeddings): leave it out."
+            )
         if self.divergence_steps < 1:
             raise ValueError(f"divergence_steps must be 1 or more, got {self.divergence_steps}.")
         if self.nonfinite not in ("stop", "skip"):

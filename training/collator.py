@@ -24,6 +24,7 @@ from modeling_unit.processing_unit import UnitProcessor
 from .data.augment import augment_document, composite_picture
 from .data.settings import TASKS
 from .packing import pack_rows
+from .teacher_cache import picture_key
 from .tokenizer import TASK_TOKENS, byte_tokenizer
 
 # Characters that the auxiliary head names: printable ASCII; 0 is "no character", the last class any other character
@@ -106,6 +107,8 @@ class GroupCollator:
         raw: pixels as uint8, documents with one channel, for [`normalized_pixels`] on the device: a twelfth of the
             bytes on their way there, and a worker is done in half the time.
         packed: each image keeps its own grid, and all come in one pack (see `packing.pack_rows` for the keys).
+        augment_pictures: natural pictures are changed at random; else each comes always the same.
+        keyed: natural pictures also get `teacher_keys` (B, 16), the hash of what the teacher sees.
         teacher_scale: 1 for the small copies for the teacher, `"same"` for none: see `arguments.py`.
     """
 
@@ -115,6 +118,8 @@ class GroupCollator:
     character_slots: int = 0
     raw: bool = False
     packed: bool = False
+    augment_pictures: bool = True
+    keyed: bool = False
     teacher_scale: int | str = 1
 
     @property
@@ -181,13 +186,16 @@ class GroupCollator:
         side = round(processor.area(self.scale) ** 0.5)
         batch: dict[str, list] = {"pixels": [], "small": []}
         for row in rows:
-            picture = composite_picture(_open(row), rng, side)
+            picture = composite_picture(_open(row), rng if self.augment_pictures else None, side)
             batch["pixels"].append(np.asarray(processor.resize(picture, "natural", self.scale)))
             if self.scale != 1 and self.teacher_scale == 1:
                 batch["small"].append(np.asarray(processor.resize(picture, "natural", 1)))
         out = {"pixel_values": self._pixels(batch["pixels"])}
         if batch["small"]:
             out["teacher_pixel_values"] = self._pixels(batch["small"])
+        if self.keyed and not self.packed:
+            keys = [picture_key(each) for each in batch["small"] or batch["pixels"]]
+            out["teacher_keys"] = torch.from_numpy(np.stack(keys))
         rows_, cols = (size // processor.patch_size for size in out["pixel_values"].shape[-2:])
         texts = [(row["text"], row["task"], None) for row in rows]
         return out | self._texts(texts, rows_, cols, text_tokens)

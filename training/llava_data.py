@@ -24,7 +24,7 @@ from modeling_unit.image_processing_unit import to_rgb
 
 from .base_trainer import BaseTrainer
 from .data.schema import read_dataset
-from .optim import MuonWithAdamW, parameter_groups
+from .optim import make_optimizer
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 IMAGE_TOKEN = "<image>"
@@ -220,10 +220,5 @@ class LlavaTrainer(BaseTrainer):
 
     def create_optimizer(self, *args, **kwargs):
         if self.optimizer is None:
-            settings = self.args
-            muon = settings.muon_learning_rate if settings.optimizer == "muon" else None
-            groups = parameter_groups(
-                self.model, settings.learning_rate, settings.weight_decay, settings.part_rates, muon
-            )
-            self.optimizer = MuonWithAdamW(groups) if muon else torch.optim.AdamW(groups)
+            self.optimizer = make_optimizer(self.model, self.args)
         return self.optimizer

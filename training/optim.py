@@ -9,12 +9,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from .optimizer_state import part_like, whole
+
+if TYPE_CHECKING:
+    from .arguments import UnitTrainingArguments
 
 # Part of the model -> pattern of its parameters' names (PEFT puts `base_model.model.` in front); LLaVA's names are the
 # second of each
@@ -27,6 +31,13 @@ PARTS = {
     "heads": r"(^|\.)(character_head|imagenet_head|dense_head|logit_scale)",
 }
 
+
+# Number of a layer in a parameter's name: `blocks.3.`, `encoder.layers.3.`, `encoder.layer.3.`, `layers.3.`, `h.3.`
+LAYER = re.compile(r"\.(?:blocks|layers?|h)\.(\d+)\.")
+# What stands before the first layer: patches, positions, class tokens and registers, CLIP's norm of them
+BEFORE_LAYERS = re.compile(
+    r"embed|project_in|pre_layrnorm|prefix_tokens|cls_token|register_token|patch_|\.wte\.|\.wpe\."
+)
 
 # Tables of positions, class tokens and registers, as UNIT and the encoders of transformers call them
 UNDECAYED = ("position_embedding", "prefix_tokens", "cls_token", "register_token")
@@ -50,20 +61,53 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and not any(word in name for word in outer)
 
 
+def layer_of(name: str) -> int | None:
+    """Layer of an encoder's or a decoder's parameter: 0 for what stands before the layers, i + 1 for `layers.i`,
+    `None` for what comes after the last."""
+    found = LAYER.search(name)
+    if found:
+        return int(found[1]) + 1
+    return 0 if BEFORE_LAYERS.search(name) else None
+
+
+def layer_factors(model: nn.Module, decays: dict[str, float]) -> dict[str, float]:
+    """Factor of each parameter's learning rate by its depth: `decay^(L - l)` for layer l of a part.
+
+    Embeddings are layer 0, the blocks 1 ... L - 1, what comes after them (final norm, output head) is layer L and has
+    the full rate: the count of BEiT (arXiv 2106.08254). Frozen layers count.
+
+    Args:
+        decays: decay by part; parts that are not named have the factor 1.
+    """
+    names = [(name, part_of(name)) for name, _ in model.named_parameters()]
+    last = {
+        part: 1 + max((layer_of(name) or 0 for name, of in names if of == part), default=0)
+        for part, decay in decays.items()
+        if decay != 1.0
+    }
+    factors = {}
+    for name, part in names:
+        if part in last:
+            layer = layer_of(name)
+            factors[name] = decays[part] ** (last[part] - (last[part] if layer is None else layer))
+    return factors
+
+
 def parameter_groups(
     model: nn.Module,
     learning_rate: float,
     weight_decay: float,
     part_rates: dict[str, float] | None = None,
     muon_learning_rate: float | None = None,
+    layer_decays: dict[str, float] | None = None,
 ) -> list[dict]:
     """Trainable parameters by part and decay, with names, each with its own learning rate.
 
     Args:
         part_rates: multiplier of the learning rate for each part, 1 where not given; 0 would be a frozen part that
-            still
-            costs memory and is refused: freeze it instead.
+            still costs memory and is refused: freeze it instead.
         muon_learning_rate: matrices get the key `muon: True` and this rate; `None` for AdamW alone.
+        layer_decays: decay of the learning rate from layer to layer by part, see [`layer_factors`]; 1 where not given.
 
     Vectors (biases, norms), tables of positions, class tokens and registers are not decayed.
     """
@@ -75,6 +119,7 @@ def parameter_groups(
         raise ValueError(
             f"part_rates must be positive, got {part_rates}; list a part under `freeze` to keep it still."
         )
+    factors = layer_factors(model, layer_decays or {})
     groups: dict[tuple, dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -83,7 +128,8 @@ def parameter_groups(
         muon = muon_learning_rate is not None and is_matrix(name, parameter)
         decays = parameter.ndim >= 2 and not any(word in name for word in UNDECAYED)
         rate = (muon_learning_rate if muon else learning_rate) * part_rates.get(part, 1.0)
-        key = (part, muon, decays)
+        rate *= factors.get(name, 1.0)
+        key = (part, muon, decays, factors.get(name, 1.0))
         group = groups.setdefault(
             key,
             {"params": [], "names": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
@@ -92,6 +138,43 @@ def parameter_groups(
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def groups_of(model: nn.Module, settings: UnitTrainingArguments) -> list[dict]:
+    """[`parameter_groups`] as a recipe's settings have them."""
+    return parameter_groups(
+        model,
+        settings.learning_rate,
+        settings.weight_decay,
+        settings.part_rates,
+        settings.muon_learning_rate if settings.optimizer == "muon" else None,
+        {"encoder": settings.layer_decay, "language_decoder": settings.language_layer_decay},
+    )
+
+
+def make_optimizer(model: nn.Module, settings: UnitTrainingArguments) -> torch.optim.Optimizer:
+    """The optimiser that a recipe's settings ask for, over what trains: AdamW, or Muon on the matrices beside it."""
+    groups, betas = groups_of(model, settings), (settings.adam_beta1, settings.adam_beta2)
+    return (
+        MuonWithAdamW(groups, betas=betas) if settings.optimizer == "muon" else torch.optim.AdamW(groups, betas=betas)
+    )
+
+
+def rate_table(model: nn.Module, settings: UnitTrainingArguments) -> str:
+    """Learning rates before the schedule, part by part: of AdamW's and of Muon's parameters, lowest and highest of the
+    layers."""
+    rates: dict[str, dict[bool, list[float]]] = {}
+    for group in groups_of(model, settings):
+        rates.setdefault(group["part"], {}).setdefault(group["muon"], []).append(group["lr"])
+    lines = [f"{'part':<18}{'AdamW':>22}{'Muon':>22}"]
+    for part, by_optimizer in rates.items():
+        told = []
+        for muon in (False, True):
+            given = by_optimizer.get(muon)
+            low, high = (min(given), max(given)) if given else (0.0, 0.0)
+            told.append("-" if not given else f"{high:.4g}" if low == high else f"{low:.4g} ... {high:.4g}")
+        lines.append(f"{part:<18}{told[0]:>22}{told[1]:>22}")
+    return "\n".join(lines)
 
 
 class BatchedMuon(torch.optim.Muon):

@@ -9,9 +9,10 @@ The model, term by term:
 - FLOPs of a step (exact): one training step of the recipe's trainer on shapes alone (`plan_step.py`): matrix products
   and attention, forward and backward, teacher, what checkpointing does again; attention counted in full, also where
   it is causal.
-- weights (exact): 4 bytes each, trained or frozen, teacher too: they are float32, autocast makes copies.
-- optimiser (exact): AdamW 8 bytes a trained weight, Muon 4 for its matrices; on a GPU AdamW takes 4 more while it
-  steps (torch: "foreach uses ~ sizeof(params) more peak memory").
+- weights (exact): 4 bytes each, trained or frozen: they are float32, autocast makes copies; the teacher's 2 in a run
+  in bf16, unless `teacher_dtype` says otherwise.
+- optimiser (exact): AdamW 8 bytes a trained weight, Muon 4 for its matrices, an average 4 more; on a GPU AdamW takes
+  4 more while it steps (torch: "foreach uses ~ sizeof(params) more peak memory").
 - gradients, activations (exact for torch's operators; workspace within kernels is not seen): of the same step, the
   most that is alive at once: what is saved for the backward pass, logits and their gradients, copies of weights in
   bfloat16, gradients as they come.
@@ -76,6 +77,7 @@ from .optim import is_matrix, part_of
 from .plan_step import GroupShape, Step, rehearse, scratch_arguments
 from .publish import take_hub_settings
 from .recipe import Recipe, new_image_processor, pretrained_tokenizer, read_recipe, stage_data
+from .teacher_cache import teacher_dtype
 from .tokenizer import TASK_TOKENS, byte_tokenizer
 from .trainer import freeze_parts
 
@@ -570,8 +572,10 @@ def static_memory(model: nn.Module, teacher: nn.Module | None, arguments: UnitTr
     count = sum(each.numel() for _, each in trained)
     return {
         "weights": 4 * sum(each.numel() for each in model.parameters()),
-        "teacher": 0 if teacher is None else 4 * sum(each.numel() for each in teacher.parameters()),
-        "optimiser": 8 * (count - muon) + 4 * muon,
+        "teacher": 0
+        if teacher is None
+        else teacher_dtype(arguments).itemsize * sum(each.numel() for each in teacher.parameters()),
+        "optimiser": 8 * (count - muon) + 4 * muon + (4 * count if arguments.ema_decay else 0),
         "gradients": 4 * count,
         "optimiser_step": 4 * (count - muon),
     }

@@ -11,6 +11,7 @@ Not seen: workspace inside of kernels, what an allocator keeps back, the framewo
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from modeling_unit import UnitForPreTraining, UnitImageProcessor
 
 from .arguments import UnitTrainingArguments
+from .teacher_cache import TeacherFeatures, teacher_dtype
 from .trainer import UnitTrainer
 
 aten = torch.ops.aten
@@ -277,11 +279,17 @@ def rehearse(
     _forget(model, teacher)
     emptied(model, mode)
     if teacher is not None:
+        if teacher.dtype != teacher_dtype(arguments):
+            teacher.to(teacher_dtype(arguments))  # before it is emptied: what is fake cannot be cast in place
         emptied(teacher, mode)
     with mode:
         trainer = _Rehearsal(model=model, args=arguments, image_processor=image_processor, train_dataset=[0])
         trainer.text_behind = True
-        trainer.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
+        if teacher is not None:
+            trainer.teacher = teacher.requires_grad_(False).eval()
+            uncached = copy.copy(arguments)
+            uncached.teacher_cache = False
+            trainer.teacher_features = TeacherFeatures(trainer.teacher, uncached)
         trainer.current_gradient_accumulation_steps = arguments.gradient_accumulation_steps
         if arguments.gradient_checkpointing:
             model.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)

@@ -68,6 +68,7 @@ from .lora import (
     share_frozen,
     single_scale,
 )
+from .optim import rate_table
 from .publish import check_destination, push_run, take_hub_settings
 from .reporting import quiet_without_terminal
 from .resume import differences, facts_left, facts_of, told_differences
@@ -392,6 +393,7 @@ def main(path: str | Path, overrides: list[str] | None = None, accept_changes: b
     with arguments.main_process_first(desc="data and start"):  # what is fetched or built is so once
         trainer, finish = run(recipe, arguments)
     say(trainable_table(trainer.model))
+    say(rate_table(trainer.model, arguments))
     if checkpoint:
         say(f"Going on from {checkpoint}")
     out = Path(arguments.output_dir)
@@ -595,6 +597,8 @@ def stage_data(
             slots,
             raw=not each.packed,
             packed=each.packed,
+            augment_pictures=settings.augment_pictures,
+            keyed=bool(arguments.teacher_cache),
             teacher_scale=arguments.teacher_scale,
         )
         for each in groups

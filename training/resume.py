@@ -2,9 +2,10 @@
 
 Free to change are keys that leave the curve as it is [ours]: where and how often is logged, saved and evaluated, how
 many processes and dataloader workers do the work (`gradient_accumulation_steps` as long as the micro-batches of a
-step, of all processes, stay as many), threads, gradient checkpointing, what a run does when its loss is lost, the push
-to the Hub; and `max_steps` where the learning rate does not depend on it (`constant`, `constant_with_warmup` with
-warm-up in steps, no `max_minutes`). Numbers of processes and threads change the rounding of sums, not what is learnt.
+step, of all processes, stay as many), threads, gradient checkpointing, where the teacher's features are kept, what a
+run does when its loss is lost, the push to the Hub; and `max_steps` where the learning rate does not depend on it
+(`constant`, `constant_with_warmup` with warm-up in steps, no `max_minutes`). Numbers of processes and threads change
+the rounding of sums, not what is learnt.
 
 `data.ranks` and `data.streams` are the checkpoint's where a recipe does not give them (see `data/streaming.py`).
 """
@@ -36,6 +37,8 @@ FREE = {
     "training.gradient_accumulation_steps",  # counted as micro-batches of a step
     "training.gradient_checkpointing",
     "training.gradient_checkpointing_kwargs",
+    "training.teacher_cache",
+    "training.teacher_cache_gigabytes",
     "training.use_cpu",
     "training.nonfinite",
     "training.divergence_factor",

@@ -290,7 +290,7 @@ class SamplesInTraining(Trainer):
         held = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(held, HeldOut):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        with _left_alone(self.model), self._all_tokens():
+        with self.with_average(), _left_alone(self.model), self._all_tokens():
             figures, samples = self._looked_at(held)
         figures |= {"refused": held.refusals.refused}
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in figures.items()}

@@ -160,7 +160,8 @@ class TeacherTrainer(BaseTrainer):
         if self.optimizer is None:
             settings = self.args
             muon = settings.muon_learning_rate if settings.optimizer == "muon" else None
-            groups = parameter_groups(self.model, settings.learning_rate, settings.weight_decay, {}, muon)
+            decays = {"encoder": settings.layer_decay}
+            groups = parameter_groups(self.model, settings.learning_rate, settings.weight_decay, {}, muon, decays)
             self.optimizer = MuonWithAdamW(groups) if muon else torch.optim.AdamW(groups)
         return self.optimizer
 

@@ -15,7 +15,6 @@ from modeling_unit.architectures_unit import (
     class_tokens,
     freeze_unread,
     prefix_tokens,
-    run_encoder,
     run_encoder_packed,
 )
 
@@ -33,9 +32,10 @@ from .freezing import set_position_crop, unread_parts
 from .freezing import trainable_table as trainable_table
 from .losses import Counted, alignment_loss, character_loss, sampled_tokens, slot_weights, token_losses
 from .norms import quicken_norms
-from .optim import MuonWithAdamW, parameter_groups
+from .optim import make_optimizer
 from .packing import first_tokens, repacked
 from .samples import SamplesInTraining
+from .teacher_cache import TeacherFeatures
 from .terms import TermLog, means
 
 # What the loss is the sum of, and what of a group's batch only the loss takes
@@ -71,11 +71,16 @@ class UnitTrainer(SamplesInTraining, BaseTrainer):
             freeze_unread(encoder)
             set_position_crop(encoder, self.args.position_crop)
         teacher = getattr(teacher, "vision_model", teacher)
+        self.keep_anchor(teacher)
+        self.teacher_features: TeacherFeatures | None = None
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         freeze_parts(self.model, unread_parts(self.args, self.teacher is not None))
         if self.teacher is not None:
             check_teacher(self.teacher.config, _unwrapped(self.model).config)
             self.teacher.to(self.args.device)
+            groups = getattr(self.train_dataset, "groups", None)
+            self.teacher_features = TeacherFeatures(self.teacher, self.args, groups, image_processor)
+            self.add_callback(self.teacher_features)
         # the loss is normalised by the step's counts: nothing is left to divide by the number of micro-batches
         self.model_accepts_loss_kwargs = True
         self.image_processor = image_processor
@@ -169,12 +174,16 @@ class UnitTrainer(SamplesInTraining, BaseTrainer):
                 batch[key] = normalized_pixels(batch[key], self.image_processor)
         beside = {key: batch.pop(key) for key in BESIDE if batch.get(key) is not None}
         batch = {key: value for key, value in batch.items() if key not in BESIDE}
-        teacher_pixels = batch.pop("teacher_pixel_values", batch["pixel_values"])
+        teacher_pixels, keys = (
+            batch.pop("teacher_pixel_values", batch["pixel_values"]),
+            batch.pop("teacher_keys", None),
+        )
         grids, mask = batch.pop("teacher_grid", batch.get("image_grid_hw")), batch.pop("teacher_token_mask", None)
         if self.sees_teacher(name):
             if mask is None:  # nobody has counted this micro-batch
                 mask = self.sampled_tokens(teacher_pixels, grids, group.get("row_seeds"))
-            batch |= self.teacher_targets(teacher_pixels, grids, mask) | {"vision_l1_weight": args.vision_l1_weight}
+            batch |= self.teacher_targets(teacher_pixels, grids, mask, keys)
+            batch |= {"vision_l1_weight": args.vision_l1_weight}
         if args.language_weight <= 0:  # the language decoder is left out
             text = ("input_ids", "attention_mask", "position_ids")
             batch = {key: value for key, value in batch.items() if key not in text}
@@ -302,14 +311,21 @@ class UnitTrainer(SamplesInTraining, BaseTrainer):
 
     @torch.no_grad()
     def teacher_targets(
-        self, pixel_values: torch.Tensor, grids: torch.Tensor | None = None, token_mask: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        grids: torch.Tensor | None = None,
+        token_mask: torch.Tensor | None = None,
+        keys: torch.Tensor | None = None,
     ) -> dict[str, Any]:
-        """The teacher's features of what it sees, and its tokens in C [paper]. `grids` `(B, 2)`: of a pack."""
+        """The teacher's features of what it sees, and its tokens in C [paper]. `grids` `(B, 2)`: of a pack; `keys`
+        `(B, 16)`: of the pictures, see `teacher_cache.py`."""
         patch = self.teacher.config.patch_size
         if token_mask is None:
             token_mask = self.sampled_tokens(pixel_values, grids)
         if grids is None:
-            features = run_encoder(self.teacher, pixel_values).last_hidden_state  # (B, S + M, D)
+            features = self.teacher_features(
+                pixel_values, keys
+            )  # (B, S + M, D), each picture once where they are kept
             grids = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
         else:  # (1, sum (S + M_i), D)
             pixel_values, grids = repacked(pixel_values, grids, patch)
@@ -346,15 +362,7 @@ class UnitTrainer(SamplesInTraining, BaseTrainer):
 
     def create_optimizer(self, *args, **kwargs):
         if self.optimizer is None:
-            settings: UnitTrainingArguments = self.args
-            muon = settings.muon_learning_rate if settings.optimizer == "muon" else None
-            groups = parameter_groups(
-                self.model, settings.learning_rate, settings.weight_decay, settings.part_rates, muon
-            )
-            if muon is None:
-                self.optimizer = torch.optim.AdamW(groups, betas=(settings.adam_beta1, settings.adam_beta2))
-            else:
-                self.optimizer = MuonWithAdamW(groups, betas=(settings.adam_beta1, settings.adam_beta2))
+            self.optimizer = make_optimizer(self.model, self.args)
         return self.optimizer
 
     # -- logging

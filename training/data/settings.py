@@ -138,6 +138,8 @@ class DataArguments:
             pixels once the page is brought to x1 are left out; 0 reads them all. The paper gives x1 pages of large
             letters and no number; 4.5 [ours]: the smallest that unit-tiny's recipe reads at x1 are 4.8 [measured].
         packed: as in a group, for the documents.
+        augment_pictures: natural pictures are placed, scaled, mirrored and toned at random [ours]; with `false` each
+            comes always the same, as in evaluation: for `training.teacher_cache`.
         curriculum: settings of [`CurriculumArguments`].
         streaming: read shard after shard instead of indexing every row beforehand; see `training/data/streaming.py`.
         shuffle_buffer: streaming: rows of a source that are shuffled together; 500 [ours].
@@ -158,6 +160,7 @@ class DataArguments:
     exchanged: float = 0.2
     exchanged_x_height: float = 4.5
     packed: bool = False
+    augment_pictures: bool = True
     curriculum: CurriculumArguments = field(default_factory=CurriculumArguments)
     streaming: bool = False
     shuffle_buffer: int = 500
