@@ -29,13 +29,10 @@ MADE = ("--out", "--pca")
 def commands(text: str) -> tuple[list[str], list[str]]:
     """The commands of a page: those on lines of their own, whole; those in running text, which may leave parts out."""
     joined = re.sub(r"\\\n\s*", "", text)
-    lines = [
-        re.sub(r"\s+#\s.*", "", line) for line in re.findall(r"^\s*(?:\$ )?(unit [a-z-]+ .+)$", joined, re.MULTILINE)
-    ]
+    lines = re.findall(r"^\s*(?:\$ )?(unit [a-z-]+ .+)$", joined, re.MULTILINE)
+    whole = [re.sub(r"\s+#\s.*", "", line) for line in lines if "`" not in line]
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    return [line for line in lines if "`" not in line], [
-        " ".join(code.split()) for code in re.findall(r"`(unit [^`]+)`", prose)
-    ]
+    return whole, [" ".join(code.split()) for code in re.findall(r"`(unit [^`]+)`", prose)]
 
 
 def tried(command: str) -> list[str]:
