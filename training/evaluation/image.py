@@ -182,8 +182,8 @@ def read_validation(folder: Path) -> tuple[list[dict], list[str], np.ndarray]:
     ):
         if not (folder / file).exists():
             raise ValueError(
-                f"{folder / file} does not exist: the image suite needs the pictures that `{command}` builds, of "
-                "kinds that nobody trains on, each drawn by several hands; for other pictures leave the suite out"
+                f"{folder / file} does not exist: the image suite needs what `{command}` builds, pictures of kinds "
+                "that nobody trains on, each drawn by several hands; for other pictures leave the suite out"
             )
     names = json.loads((folder / "concept_names.json").read_text(encoding="utf-8"))
     embeddings = load_file(folder / "concept_sentence.safetensors")["embeddings"]
