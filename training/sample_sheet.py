@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .samples import Sample
 
 MISSED, WRONG = "#f7c9c4", "#ffdf9e"  # behind letters that were not read, and behind those that are not there
-GAP, PICTURE, TALLEST = 18, 380, 300  # px: between cells, width and height of an image
+GAP, PICTURE, TALLEST, CAPTIONED = 18, 380, 300, 150  # px: between cells, width, height of a page and of a picture
 COLUMNS, TEXT_LINES, SIZE, LINE = 62, 9, 13, 17  # letters in a line, lines of a text, px of a letter, of a line
 MAX_ZOOM = 2.0
 NARROWEST = 24  # columns of a terminal that a text gets at least
@@ -125,7 +125,8 @@ def sample_sheet(samples: Sequence[Sample], title: str) -> Image.Image:
     rows = []
     for sample in samples:
         picture = to_rgb(sample.image)
-        zoom = min(PICTURE / picture.width, TALLEST / picture.height, MAX_ZOOM)
+        tallest = CAPTIONED if sample.task == "caption" else TALLEST
+        zoom = min(PICTURE / picture.width, tallest / picture.height, MAX_ZOOM)
         size = max(1, round(picture.width * zoom)), max(1, round(picture.height * zoom))
         rows.append((sample, picture.resize(size, Image.Resampling.LANCZOS)))
     wide = round(3 * GAP + PICTURE + COLUMNS * letter)
