@@ -31,6 +31,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from modeling_unit import UnitForPreTraining, UnitImageProcessor
 
 from .arguments import UnitTrainingArguments
+from .freezing import freeze_parts, unread_parts
 from .teacher_cache import TeacherFeatures, teacher_dtype
 from .trainer import UnitTrainer
 
@@ -283,7 +284,11 @@ def rehearse(
             teacher.to(teacher_dtype(arguments))  # before it is emptied: what is fake cannot be cast in place
         emptied(teacher, mode)
     with mode:
+        trains = [each.requires_grad for each in model.parameters()]
         trainer = _Rehearsal(model=model, args=arguments, image_processor=image_processor, train_dataset=[0])
+        for each, wanted in zip(model.parameters(), trains, strict=True):  # the teacher comes only now
+            each.requires_grad_(wanted)
+        freeze_parts(model, unread_parts(arguments, teacher is not None))
         trainer.text_behind = True
         if teacher is not None:
             trainer.teacher = teacher.requires_grad_(False).eval()
