@@ -167,10 +167,11 @@ def test_interpolation_is_refused_before_the_run_where_it_makes_no_sense(data, t
         IntraScaleTrainer(model=model, args=settings, train_dataset=mixture(data), teacher=other)
     with pytest.raises(ValueError, match="needs a teacher"):
         IntraScaleTrainer(model=model, args=settings, train_dataset=mixture(data))
-    model, teacher = model_and_teacher()
-    adapted = add_lora(model, LoraArguments(parts=["encoder"]))
-    with pytest.raises(ValueError, match="an encoder without adapters"):
-        IntraScaleTrainer(model=adapted, args=settings, train_dataset=mixture(data), teacher=teacher)
+    for part in ("encoder", "language_decoder"):  # of the base below others the merged model is made
+        model, teacher = model_and_teacher()
+        adapted = add_lora(model, LoraArguments(parts=[part]))
+        with pytest.raises(ValueError, match="a model without adapters"):
+            IntraScaleTrainer(model=adapted, args=settings, train_dataset=mixture(data), teacher=teacher)
 
 
 @pytest.mark.parametrize(

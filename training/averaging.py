@@ -112,7 +112,7 @@ class WeightAverages(Trainer):
         """Remember the teacher's weights as they are now, where `teacher_interpolation` wants them at the end.
 
         Raises:
-            ValueError: there is no teacher, it is of another shape than the encoder, the encoder has adapters.
+            ValueError: there is no teacher, it is of another shape than the encoder, the model has adapters.
         """
         if not self.args.teacher_interpolation:
             return
@@ -124,9 +124,9 @@ class WeightAverages(Trainer):
                 "`unit average MODEL TEACHER` when the run is over."
             )
         encoder = dict(_encoder(self.model).named_parameters())
-        if any(".lora_" in name for name in encoder):
+        if any(".lora_" in name for name, _ in self.model.named_parameters()):  # what they lie on would move
             raise ValueError(
-                "training.teacher_interpolation needs an encoder without adapters: use `unit average MODEL TEACHER` "
+                "training.teacher_interpolation needs a model without adapters: use `unit average MODEL TEACHER` "
                 "with the merged model when the run is over."
             )
         anchor = dict(teacher.named_parameters())

@@ -571,7 +571,8 @@ def _held_out(
     say = print_line if arguments.process_index == 0 else _say_nothing
     _, groups = stage_groups(recipe, processor)
     slots = config.character_slots if arguments.character_weight else 0
-    return held_out(EvaluationArguments(**recipe.evaluation), processor, config, groups, slots, say)
+    settings = EvaluationArguments(**recipe.evaluation)
+    return held_out(settings, processor, config, groups, slots, say, arguments.teacher_scale)
 
 
 def stage_data(
