@@ -507,6 +507,17 @@ def test_a_teacher_shares_what_is_frozen_and_the_same(lowered):
     assert share_frozen(model.make_teacher(), tiny.unit_model(text=tiny.QWEN3)) == 0  # of a model that trains in full
 
 
+def test_a_teacher_in_bfloat16_stays_so_beside_weights_that_bfloat16_holds():
+    model = tiny.unit_model(text=tiny.QWEN3).to(torch.bfloat16).float()  # as an exported model is loaded
+    teacher = model.make_teacher().to(torch.bfloat16)
+    pixels = torch.randn(1, 3, 32, 32)
+    expected = teacher(pixels).last_hidden_state
+    model.vision_model.requires_grad_(False)
+    assert share_frozen(teacher, model) == 0
+    assert {each.dtype for each in teacher.parameters()} == {torch.bfloat16}
+    assert torch.equal(teacher(pixels).last_hidden_state, expected)
+
+
 def test_a_run_goes_on_with_a_published_adapter(recipes, run, tmp_path, capsys):
     start, first = run
     training = {"max_steps": 1, "learning_rate": 1e-30, "disable_tqdm": True, "save_strategy": "no", "use_cpu": True}

@@ -121,11 +121,28 @@ def test_a_checkpoint_without_an_average_is_said(data, tmp_path, capsys):  # noq
     assert "holds no average: it begins with the weights of step 2" in capsys.readouterr().out
 
 
-def test_an_average_of_other_parameters_is_refused(tmp_path):
+def test_an_average_of_another_model_is_refused(tmp_path):
     average = WeightAverage(nn.Linear(2, 2), 0.5)
     average.save(tmp_path / "ema.safetensors")
-    with pytest.raises(ValueError, match="averages other parameters"):
-        WeightAverage(nn.Linear(2, 3), 0.5).load(tmp_path / "ema.safetensors")
+    for other in (nn.Linear(2, 3), nn.Sequential(nn.Linear(2, 2))):
+        with pytest.raises(ValueError, match="averages another model"):
+            WeightAverage(other, 0.5).load(tmp_path / "ema.safetensors")
+
+
+def test_what_began_to_train_later_begins_in_the_average_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Linear(2, 2)
+    model.weight.requires_grad_(False)
+    average = WeightAverage(model, 0.5)
+    average.shadow["bias"].fill_(7.0)
+    average.updates = 5
+    average.save(tmp_path / "ema.safetensors")
+    model.weight.requires_grad_(True)
+    later = WeightAverage(model, 0.5)
+    assert later.load(tmp_path / "ema.safetensors") == 1
+    assert later.updates == 5
+    assert torch.equal(later.shadow["bias"], torch.full((2,), 7.0))
+    assert torch.equal(later.shadow["weight"], model.weight.detach())
 
 
 # -- with the teacher ------------------------------------------------------------------------------
@@ -150,10 +167,11 @@ def test_interpolation_is_refused_before_the_run_where_it_makes_no_sense(data, t
         IntraScaleTrainer(model=model, args=settings, train_dataset=mixture(data), teacher=other)
     with pytest.raises(ValueError, match="needs a teacher"):
         IntraScaleTrainer(model=model, args=settings, train_dataset=mixture(data))
-    model, teacher = model_and_teacher()
-    adapted = add_lora(model, LoraArguments(parts=["encoder"]))
-    with pytest.raises(ValueError, match="an encoder without adapters"):
-        IntraScaleTrainer(model=adapted, args=settings, train_dataset=mixture(data), teacher=teacher)
+    for part in ("encoder", "language_decoder"):  # of the base below others the merged model is made
+        model, teacher = model_and_teacher()
+        adapted = add_lora(model, LoraArguments(parts=[part]))
+        with pytest.raises(ValueError, match="a model without adapters"):
+            IntraScaleTrainer(model=adapted, args=settings, train_dataset=mixture(data), teacher=teacher)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from transformers import TrainerCallback
 
 from training import checkpoints as module
 from training.checkpoints import MANIFEST, CheckpointError, checkpoints, damage, last_whole_checkpoint
+from training.freezing import freeze_parts
+from training.optimizer_state import leaves
 from training.trainer import IntraScaleTrainer
 
 SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 3}
@@ -236,6 +238,94 @@ def test_how_often_is_saved_and_logged_may_change(data, run):  # noqa: F811
     resumed, _ = train(IntraScaleTrainer, run, data, resume=str(run / "checkpoint-2"), **settings)
     assert [each.name for each in checkpoints(run)] == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
     assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == [1, 2, 4]
+
+
+# -- a recipe that has changed ---------------------------------------------------------------------
+
+
+class Rates(TrainerCallback):
+    """Rate and decay of each part's matrices, as the optimiser takes them, step by step."""
+
+    def __init__(self):
+        self.steps: list[dict[str, tuple[float, float]]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer, **kwargs):
+        groups = [each for each in optimizer.param_groups if each["weight_decay"]]
+        self.steps.append({each["part"]: (each["lr"], each["weight_decay"]) for each in groups})
+
+
+def gone_on(run, data, freeze=(), **changes):  # noqa: F811
+    model, teacher = model_and_teacher()
+    freeze_parts(model, freeze)
+    settings = arguments(run, **(SAVING | changes))
+    rates = Rates()
+    trainer = IntraScaleTrainer(
+        model=model, args=settings, train_dataset=mixture(data, length=4), teacher=teacher, callbacks=[rates]
+    )
+    trainer.train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    assert trainer.state.global_step == 4
+    return trainer, rates.steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "rate", "slower", "decay"),
+    [
+        ({}, 1e-3, {}, 0.01),
+        ({"learning_rate": 1e-4}, 1e-4, {}, 0.01),
+        ({"weight_decay": 0.5}, 1e-3, {}, 0.5),
+        ({"part_rates": {"encoder": 0.1}}, 1e-3, {"encoder": 0.1}, 0.01),
+        ({"freeze": ["language_decoder"]}, 1e-3, {}, 0.01),
+        ({"language_weight": 0.0}, 1e-3, {}, 0.01),
+    ],
+)
+def test_a_run_goes_on_with_the_rates_of_its_recipe_as_it_is_now(data, run, changes, rate, slower, decay):  # noqa: F811
+    # half of the cosine's four steps lies behind: a half is left, then (1 + cos(3 pi / 4)) / 2
+    trainer, steps = gone_on(run, data, changes.pop("freeze", ()), **changes)
+    for found, left in zip(steps, (0.5, (1 - 0.5**0.5) / 2), strict=True):
+        assert {"encoder", "vision_decoder"} <= set(found)
+        for part, given in found.items():
+            assert given == pytest.approx((rate * slower.get(part, 1.0) * left, decay), rel=1e-9)
+    assert all("exp_avg" in each for each in trainer.optimizer.state.values())
+
+
+@pytest.mark.parametrize("optimizers", [("adamw", "muon"), ("muon", "adamw")])
+def test_another_optimiser_begins_anew_where_the_state_is_not_its_own(data, tmp_path, optimizers, capsys):  # noqa: F811
+    train(IntraScaleTrainer, tmp_path, data, optimizer=optimizers[0], **(SAVING | {"lr_scheduler_type": "constant"}))
+    matrices = 22
+    capsys.readouterr()
+    trainer, _ = gone_on(tmp_path, data, optimizer=optimizers[1], lr_scheduler_type="constant")
+    told = f"The checkpoint has no optimiser state of {matrices} of the tensors that train: theirs begins anew."
+    assert told in capsys.readouterr().out
+    for leaf in leaves(trainer.optimizer):
+        for group in leaf.param_groups:
+            key = "momentum_buffer" if group["muon"] else "exp_avg_sq"
+            for each in group["params"]:
+                assert key in leaf.state[each]
+                if "step" in leaf.state[each]:  # a matrix of AdamW's that Muon had before, or one that it had itself
+                    anew = optimizers[0] == "muon" and float(leaf.state[each]["step"]) == 2
+                    assert anew or float(leaf.state[each]["step"]) == 4
+
+
+def test_layers_may_get_rates_of_their_own(data, run):  # noqa: F811
+    trainer, _ = gone_on(run, data, layer_decay=0.5, lr_scheduler_type="constant")
+    rates = {group["lr"] for group in trainer.optimizer.param_groups if group["part"] == "encoder"}
+    assert rates == {1e-3, 0.5e-3, 0.25e-3}  # what stands behind the one block, the block, the embeddings
+
+
+def test_an_average_goes_on_where_another_part_is_frozen(data, tmp_path, capsys):  # noqa: F811
+    settings = SAVING | {"ema_decay": 0.5}
+    train(IntraScaleTrainer, tmp_path, data, freeze=["connector"], **settings)
+    trainer, _ = gone_on(tmp_path, data, freeze=["language_decoder"], ema_decay=0.5)
+    assert "holds no average of 4 of the tensors that train: theirs begins anew" in capsys.readouterr().out
+    assert trainer.average.updates == 4
+
+
+def test_a_checkpoint_without_an_optimiser_is_said(data, tmp_path, capsys):  # noqa: F811
+    train(IntraScaleTrainer, tmp_path, data, save_only_model=True, **SAVING)
+    gone_on(tmp_path, data)
+    assert "checkpoint-2 has no state of the optimiser: it and the learning rate's schedule begin anew." in (
+        capsys.readouterr().out
+    )
 
 
 # -- a folder that cannot be written to ------------------------------------------------------------

@@ -173,6 +173,14 @@ BROKEN = {
         "training.per_device_train_batch_size must be 1: an item of the mixture is a whole micro-batch",
     ),
     "nothing to learn": (training(language_weight=0, vision_weight=0), "every weight of the loss is 0"),
+    "alignment without a reader": (
+        training(language_weight=0, vision_weight=0, alignment_weight=1),
+        "training.alignment_weight teaches the language decoder: it needs a language_weight above 0",
+    ),
+    "alignment without places": (
+        lambda root: new_model(root, connector_config={"unshuffle": 2}) | training(alignment_weight=1)(root),
+        "training.alignment_weight needs one visual token a patch (connector_type: mlp, unshuffle: 1)",
+    ),
     "everything frozen": (
         training(freeze=["encoder", "connector", "language_decoder", "vision_decoder"]),
         "Nothing trains: all parts are under training.freeze",

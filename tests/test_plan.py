@@ -67,7 +67,7 @@ def test_flops_are_those_of_a_real_step(tmp_path):
         model=model, args=arguments, teacher=model.make_teacher(), image_processor=image_processor(), train_dataset=[0]
     )
     trainer.current_gradient_accumulation_steps = 1
-    trainer.text_behind = True  # as with the collator's batches: only the text gets logits
+    trainer.text_behind = True  # as with the collator's batches: the text and the token before get logits
     with FlopCounterMode(display=False) as counter:
         trainer.training_step(model, real_inputs(model, arguments))
     step = stepped()
@@ -88,7 +88,8 @@ def test_flops_are_those_of_the_formulas():
     attention = [layers * 4 * tokens**2 * width for tokens in (64 + 1, 64 + 64)]  # in full
     causal = layers * 2 * 128 * 129 * width  # as `decoder_flops` counts it
     products = encoder_flops(config.vision_config, 8, 8) - embedding - attention[0]
-    products += decoder_flops(config.text_config, 128, labelled=64) - causal + connector
+    # logits from the last visual token on
+    products += decoder_flops(config.text_config, 128, labelled=1 + 64) - causal + connector
     assert step.flops == rows * (3 * products + 2 * embedding + 3.5 * sum(attention))
 
 

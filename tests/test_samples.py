@@ -393,6 +393,25 @@ def test_evaluation_may_change_when_a_run_goes_on():
     assert differences(one | {"batches_per_step": 1}, other | {"batches_per_step": 1}) == {}
 
 
+def test_what_leaves_the_curve_as_it_is_may_change_when_a_run_goes_on():
+    from training.resume import differences
+
+    preset = {"lora": {"preset": "both", "parts": ["encoder"], "warn_single_scale": False}}
+    one = {"recipe": preset | {"training": {"torch_compile": True, "torch_compile_mode": "default"}}}
+    other = {"recipe": {"lora": {"parts": ["encoder"]}, "training": {}}}
+    assert differences(one | {"batches_per_step": 1}, other | {"batches_per_step": 1}) == {}
+
+
+@pytest.mark.parametrize("scale", [1, "same"])
+def test_held_out_pictures_are_for_the_teacher_as_those_of_training(data, scale):
+    sources = [{"path": str(data / "held-pictures"), "kind": "natural", "scale": 4}]
+    model, _ = model_and_teacher()
+    held = held_out(settings(data, sources=sources), processor(), model.config, [], teacher_scale=scale)
+    batch, _ = held.groups[0].collated([0, 1])
+    assert batch["pixel_values"].shape[-1] == 64
+    assert ("teacher_pixel_values" in batch) is (scale == 1)
+
+
 def test_lower_error_rates_are_better(tmp_path):
     for metric, greater in (("eval_cer", False), ("word_f1", True), ("natural_x1/vision_cosine", False)):
         given = UnitTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=metric, use_cpu=True)

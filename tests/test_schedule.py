@@ -13,6 +13,7 @@ import training.schedule as schedule
 import training.teacher
 import training.trainer
 from training.arguments import UnitTrainingArguments
+from training.optimizer_state import load_schedule
 from training.schedule import TimedSchedule, TimeLimit
 
 
@@ -71,6 +72,24 @@ def test_a_resumed_run_has_the_time_that_is_left(tmp_path, ticking):
     assert resumed.state.global_step == 10
     assert rates(resumed) == pytest.approx(rates(straight), abs=1e-9)
     assert torch.equal(resumed.model.weight, straight.model.weight)
+
+
+def test_a_changed_limit_holds_for_the_time_that_is_left():
+    def at(max_seconds, steps=0, spent=0.0):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.5)
+        shape = schedule.TimedSchedule("linear", 0, 1000, max_seconds)
+        found = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
+        shape.spent = spent
+        for _ in range(steps):
+            optimizer.step()
+            found.step()
+        return found, shape, optimizer
+
+    before, _, _ = at(10.0, steps=4, spent=8.0)
+    found, shape, optimizer = at(40.0)
+    load_schedule(found, before.state_dict())
+    assert (shape.spent, shape.max_seconds, found.last_epoch) == (8.0, 40.0, 4)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * (1 - 8 / 40))
 
 
 def test_a_fast_run_ends_by_its_steps(tmp_path, ticking):

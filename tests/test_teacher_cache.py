@@ -160,9 +160,9 @@ def test_another_teacher_precision_or_normalisation_has_another_name():
 # -- in a run --------------------------------------------------------------------------------------
 
 
-def keyed(dataset, augment=False):
+def keyed(dataset, augment=False, raw=False):
     for group in dataset.groups:
-        group.collator.keyed, group.collator.augment_pictures = True, augment
+        group.collator.keyed, group.collator.augment_pictures, group.collator.raw = True, augment, raw
     return dataset
 
 
@@ -206,7 +206,7 @@ def test_pictures_changed_at_random_are_not_kept_and_it_is_said(data, tmp_path, 
 
 def test_pictures_left_alone_come_twice_alike_and_else_do_not(data):  # noqa: F811
     for augment, alike in ((False, True), (True, False)):
-        dataset = keyed(mixture(data, ("natural_x1",), 12), augment)
+        dataset = keyed(mixture(data, ("natural_x1",), 12), augment, raw=True)
         keys = [{each.numpy().tobytes() for each in dataset[step]["natural_x1"]["teacher_keys"]} for step in range(12)]
         first, second = set().union(*keys[:6]), set().union(*keys[6:])  # two epochs of 12 pictures
         assert (first == second) is alike
@@ -214,11 +214,48 @@ def test_pictures_left_alone_come_twice_alike_and_else_do_not(data):  # noqa: F8
 
 
 def test_the_key_is_of_what_the_teacher_sees(data):  # noqa: F811
-    batch = keyed(mixture(data, ("natural_x4",), 1))[0]["natural_x4"]
+    batch = keyed(mixture(data, ("natural_x4",), 1), raw=True)[0]["natural_x4"]
     assert batch["teacher_keys"].shape == (2, 16)
     assert batch["teacher_keys"].dtype == torch.uint8
     assert "teacher_pixel_values" in batch
-    assert "teacher_keys" not in mixture(data, ("natural_x4",), 1)[0]["natural_x4"]
+    for other in (mixture(data, ("natural_x4",), 1), keyed(mixture(data, ("natural_x4",), 1))):
+        assert "teacher_keys" not in other[0]["natural_x4"]  # normalised already, by whatever collator: not by these
+
+
+def test_the_teacher_computes_in_its_own_precision_whatever_the_student_does(tmp_path):
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for asked in ("float32", "bfloat16"):
+        settings = arguments(tmp_path, teacher_cache=str(tmp_path / asked), teacher_dtype=asked)
+        expected = TeacherFeatures(model_and_teacher()[1].eval(), settings)(pixels)
+        again = TeacherFeatures(model_and_teacher()[1].eval(), arguments(tmp_path, teacher_dtype=asked))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = again(pixels)
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+
+
+def test_the_name_is_of_the_weights_that_compute(tmp_path):
+    """`share_frozen` changes a teacher when its trainer has been made."""
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    settings = arguments(tmp_path, teacher_cache=str(tmp_path / "store"))
+    features = []
+    for _ in range(2):
+        teacher = model_and_teacher()[1].eval()
+        asked = TeacherFeatures(teacher, settings)
+        if features:
+            with torch.no_grad():
+                teacher.blocks[0].mlp.fc1.weight.copy_(teacher.blocks[0].mlp.fc1.weight.bfloat16())
+        features.append(asked(pixels))
+        assert asked.computed == 1
+        assert asked.folder.name == teacher_name(teacher)
+    assert not torch.equal(*features)
+
+
+def test_the_limit_is_of_the_whole_folder(tmp_path):
+    one = FeatureStore(tmp_path / "a", 2, 4, torch.float32, 3 * (HEADER + 32), tmp_path)
+    other = FeatureStore(tmp_path / "b", 2, 4, torch.float32, 3 * (HEADER + 32), tmp_path)
+    assert [one.put(bytes([number]) * 16, torch.ones(2, 4)) for number in range(2)] == [True, True]
+    assert [other.put(bytes([number]) * 16, torch.ones(2, 4)) for number in range(2)] == [True, False]
 
 
 def test_without_keys_the_pixels_are_hashed(data, tmp_path):  # noqa: F811

@@ -388,6 +388,44 @@ def test_a_micro_batch_may_be_masked_as_long_as_the_step_is_not(tmp_path):
     assert losses == [pytest.approx(alone), 0.0]
 
 
+def test_the_models_own_encoder_is_no_teacher(data, tmp_path):
+    model, _ = model_and_teacher()
+    for teacher in (model, model.vision_model):
+        with pytest.raises(ValueError, match="The teacher is the model's own encoder"):
+            IntraScaleTrainer(model=model, args=arguments(tmp_path), train_dataset=mixture(data), teacher=teacher)
+    assert all(each.requires_grad for name, each in model.vision_model.named_parameters())
+
+
+def test_nothing_is_drawn_for_all_tokens(data, tmp_path):
+    model, teacher = model_and_teacher()
+    settings = arguments(tmp_path, token_sampling_ratio=1.0)
+    trainer = IntraScaleTrainer(model=model, args=settings, train_dataset=mixture(data), teacher=teacher)
+    before = trainer._sampler.get_state()
+    assert bool(trainer.sampled_tokens(torch.zeros(2, 3, 32, 32)).all())
+    assert torch.equal(trainer._sampler.get_state(), before)
+
+
+@pytest.mark.parametrize("connector", [{}, {"connector": "qformer"}, {"unshuffle": 2}])
+@pytest.mark.parametrize("prompt", ["", "Read: "])
+def test_every_label_is_learned_from_whatever_the_prompt(prompt, connector, data, tmp_path):
+    asked = processor(**connector)
+    asked.task_prompts = dict.fromkeys(asked.task_prompts, prompt)
+    model, teacher = model_and_teacher(**connector)
+    dataset = mixture(data)
+    for group in dataset.groups:
+        group.collator.processor = asked
+    trainer = IntraScaleTrainer(model=model, args=arguments(tmp_path), train_dataset=dataset, teacher=teacher)
+    name, batch = next(iter(trainer._prepare_inputs(dataset[0]).items()))
+    model.eval()
+    with torch.no_grad():
+        trainer.compute_loss(model, {name: dict(batch)})
+        texts = {key: batch[key] for key in ("input_ids", "pixel_values", "attention_mask", "labels")}
+        expected = model(**texts).language_loss
+    total, count, _ = trainer.terms.state()[f"{name}/language_loss"]
+    assert count == int((batch["labels"] != -100).sum())
+    assert total / count == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_a_teacher_of_another_width_is_refused(data, tmp_path):
     model, _ = model_and_teacher()
     teacher = UnitVisionModel(vision_config(hidden_size=16))

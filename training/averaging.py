@@ -69,22 +69,23 @@ class WeightAverage:
     def save(self, path: Path) -> None:
         save_file(self.shadow, str(path), metadata={"updates": str(self.updates)})
 
-    def load(self, path: Path) -> None:
-        """Go on from a saved average.
+    def load(self, path: Path) -> int:
+        """Go on from a saved average; returns how many of the tensors that train it does not have. Theirs begins with
+        what they are now.
 
         Raises:
-            ValueError: it is of other parameters.
+            ValueError: it is of another model.
         """
         with safe_open(path, "pt") as opened:
             updates = int((opened.metadata() or {})["updates"])
         saved = load_file(path)
-        if {name: each.shape for name, each in saved.items()} != {
-            name: each.shape for name, each in self.shadow.items()
-        }:
-            raise ValueError(f"{path} averages other parameters than those that train now.")
+        known = saved.keys() & self.shadow.keys()
+        if not known or any(saved[name].shape != self.shadow[name].shape for name in known):
+            raise ValueError(f"{path} averages another model than the one that trains now.")
         self.updates = updates
-        for name, each in self.shadow.items():
-            each.copy_(saved[name])
+        for name in known:
+            self.shadow[name].copy_(saved[name])
+        return len(self.shadow) - len(known)
 
 
 class WeightAverages(Trainer):
@@ -111,7 +112,7 @@ class WeightAverages(Trainer):
         """Remember the teacher's weights as they are now, where `teacher_interpolation` wants them at the end.
 
         Raises:
-            ValueError: there is no teacher, it is of another shape than the encoder, the encoder has adapters.
+            ValueError: there is no teacher, it is of another shape than the encoder, the model has adapters.
         """
         if not self.args.teacher_interpolation:
             return
@@ -123,9 +124,9 @@ class WeightAverages(Trainer):
                 "`unit average MODEL TEACHER` when the run is over."
             )
         encoder = dict(_encoder(self.model).named_parameters())
-        if any(".lora_" in name for name in encoder):
+        if any(".lora_" in name for name, _ in self.model.named_parameters()):  # what they lie on would move
             raise ValueError(
-                "training.teacher_interpolation needs an encoder without adapters: use `unit average MODEL TEACHER` "
+                "training.teacher_interpolation needs a model without adapters: use `unit average MODEL TEACHER` "
                 "with the merged model when the run is over."
             )
         anchor = dict(teacher.named_parameters())
@@ -207,10 +208,11 @@ class _Averaging(TrainerCallback):
         resumed = trainer._resumed
         if resumed is None:
             return
-        if (resumed / EMA_FILE).is_file():
-            trainer.average.load(resumed / EMA_FILE)
-        elif trainer.is_world_process_zero():
-            print(f"{resumed} holds no average: it begins with the weights of step {state.global_step}.", flush=True)
+        say = print if trainer.is_world_process_zero() else (lambda line, flush: None)
+        if not (resumed / EMA_FILE).is_file():
+            say(f"{resumed} holds no average: it begins with the weights of step {state.global_step}.", flush=True)
+        elif anew := trainer.average.load(resumed / EMA_FILE):
+            say(f"{resumed} holds no average of {anew} of the tensors that train: theirs begins anew.", flush=True)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.average.update()

@@ -35,7 +35,7 @@ from transformers.trainer_utils import sort_checkpoints
 
 from .devices import ManyDevices, load_parts, names_in_adapter, whole_state
 from .optimizer_state import FILE as OPTIMIZER_FILE
-from .optimizer_state import load_state, save_state
+from .optimizer_state import load_schedule, load_state, save_state
 
 SCHEDULER_FILE = "scheduler.pt"
 MANIFEST = "manifest.json"
@@ -355,7 +355,9 @@ class WholeCheckpoints(ManyDevices):
         scheduler = Path(checkpoint) / SCHEDULER_FILE
         say = print if self.is_world_process_zero() else _say_nothing
         if scheduler.is_file() and load_state(self.model, self.optimizer, checkpoint, say):
-            self.lr_scheduler.load_state_dict(torch.load(scheduler, weights_only=True))
+            load_schedule(self.lr_scheduler, torch.load(scheduler, weights_only=True))
+        else:
+            say(f"{checkpoint} has no state of the optimiser: it and the learning rate's schedule begin anew.")
 
     def _finish(self, written: Path, folder: Path) -> None:
         """Rank 0, when every rank has written."""

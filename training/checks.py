@@ -258,7 +258,8 @@ def check_stage(
     Raises:
         ValueError: in one line what does not go together.
     """
-    from .plan import describe, empty_models, groups_of
+    from .plan import describe, empty_models
+    from .recipe import groups_of
 
     if recipe.start is None and recipe.teacher is None:
         return  # `new_model` says so itself
@@ -293,6 +294,7 @@ def check_stage(
             f"{config.vision_config.patch_size}."
         )
     check_sizes(config)
+    check_alignment(config, arguments)
     if described.teacher is not None:
         check_teacher(described.teacher, config)
         check_teacher_grid(described.teacher, images)
@@ -353,6 +355,24 @@ def check_sizes(config: UnitConfig) -> None:
                 f"connector_config: the Q-Former's width ({inner}) must be a multiple of its num_attention_heads "
                 f"({connector.num_attention_heads})."
             )
+
+
+def check_alignment(config: UnitConfig, arguments: UnitTrainingArguments) -> None:
+    """Whether the alignment loss has visual tokens that show a place of the page, and a decoder that looks at them.
+
+    Raises:
+        ValueError: it would count nothing.
+    """
+    if not arguments.alignment_weight:
+        return
+    connector = config.connector_config
+    if connector.connector_type != "mlp" or connector.unshuffle != 1:
+        raise ValueError(
+            "training.alignment_weight needs one visual token a patch (connector_type: mlp, unshuffle: 1): set it to "
+            "0."
+        )
+    if not arguments.language_weight:
+        raise ValueError("training.alignment_weight teaches the language decoder: it needs a language_weight above 0.")
 
 
 def check_teacher(teacher: PreTrainedConfig, config: UnitConfig) -> None:

@@ -108,7 +108,8 @@ class GroupCollator:
             bytes on their way there, and a worker is done in half the time.
         packed: each image keeps its own grid, and all come in one pack (see `packing.pack_rows` for the keys).
         augment_pictures: natural pictures are changed at random; else each comes always the same.
-        keyed: natural pictures also get `teacher_keys` (B, 16), the hash of what the teacher sees.
+        keyed: natural pictures also get `teacher_keys` (B, 16), the hash of what the teacher sees, where it is raw
+            (the normalisation of others is not the trainer's: it hashes what it gets).
         teacher_scale: 1 for the small copies for the teacher, `"same"` for none: see `arguments.py`.
     """
 
@@ -193,7 +194,7 @@ class GroupCollator:
         out = {"pixel_values": self._pixels(batch["pixels"])}
         if batch["small"]:
             out["teacher_pixel_values"] = self._pixels(batch["small"])
-        if self.keyed and not self.packed:
+        if self.keyed and self.raw and not self.packed:
             keys = [picture_key(each) for each in batch["small"] or batch["pixels"]]
             out["teacher_keys"] = torch.from_numpy(np.stack(keys))
         rows_, cols = (size // processor.patch_size for size in out["pixel_values"].shape[-2:])

@@ -217,6 +217,8 @@ def share_frozen(teacher: nn.Module, model: nn.Module) -> int:
             theirs = own.get(f"{module_name}.{name}" if module_name else name)
             if theirs is None or type(theirs) is not type(parameter.data) or theirs.device != parameter.device:
                 continue
+            if theirs.element_size() > parameter.element_size():
+                continue  # a teacher in bfloat16 stays so
             if theirs.shape == parameter.shape and torch.equal(theirs, parameter.data.to(theirs.dtype)):
                 pairs.append((parameter, theirs))
         lowered = any(theirs.dtype != parameter.dtype for parameter, theirs in pairs)

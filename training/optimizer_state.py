@@ -7,6 +7,9 @@ processes, and each of them reads it. Tensors that lie in parts are gathered one
 each process keeps its part of a tensor as soon as it has read it: never more than one of them is whole in memory.
 
 `optimizer.pt`, of older versions of this package and of plain transformers, is read too.
+
+Of a group's numbers only the learning rate is taken, as far as it has fallen: the first rate, weight decay and the
+rest are those of the run that goes on, which are the same unless its recipe was changed.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from safetensors import safe_open
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 FILE, OLDER_FILE = "optimizer.safetensors", "optimizer.pt"
 # names of types in the header of a safetensors file
@@ -146,7 +150,8 @@ def _for_json(value: Any) -> Any:
 def load_state(model: nn.Module, optimizer: Any, folder: str | Path, say: Callable[[str], Any] = print) -> bool:
     """Give an optimiser the state that a checkpoint has of it; `False` where there is none.
 
-    Parameters of which the checkpoint has no state begin without one, as at the start of a run; `say` gets a line.
+    Parameters of which the checkpoint has no state, or that of another optimiser (Muon's, AdamW's), begin without one,
+    as at the start of a run; `say` gets a line.
 
     Raises:
         ValueError: an older file that does not tell its parameters, and is of other groups.
@@ -184,11 +189,11 @@ def _take(
         for group in leaf.param_groups:
             own = [names[id(each)] for each in group["params"]]
             before = next((group_of[name] for name in own if name in group_of), {})
-            for key, value in before.items():
-                if key not in ("params", "names"):
-                    group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+            _take_rate(group, before)
             for name, parameter in zip(own, group["params"], strict=True):
-                anew += name not in group_of
+                if name not in group_of or bool(group_of[name].get("muon")) != bool(group.get("muon")):
+                    anew += 1
+                    continue
                 # clones, for what is read may lie in the file itself; single numbers (`step`) stay on the CPU, as
                 # torch has them, unless the optimiser is a fused one
                 on_device = group.get("fused") or group.get("capturable")
@@ -202,6 +207,30 @@ def _take(
                     }
     if anew:
         say(f"The checkpoint has no optimiser state of {anew} of the tensors that train: theirs begins anew.")
+
+
+def _take_rate(group: dict[str, Any], before: dict[str, Any]) -> None:
+    """The learning rate of a saved group, or the share of its first one that is left where that is another one now."""
+    if "lr" not in before:
+        return
+    first, now = before.get("initial_lr"), group.get("initial_lr")
+    group["lr"] = before["lr"] if not first or now is None or now == first else now * before["lr"] / first
+
+
+def load_schedule(scheduler: Any, state: dict[str, Any]) -> None:
+    """Where a schedule of learning rates had come to. Its shape, and the rates that it begins from, are those of the
+    run that goes on, and so are its groups: a changed recipe may have others."""
+    scheduler = getattr(scheduler, "scheduler", scheduler)  # inside of accelerate's
+    if not isinstance(scheduler, LambdaLR):
+        scheduler.load_state_dict(state)
+        return
+    groups = scheduler.optimizer.param_groups
+    spent = [{"spent": each["spent"]} for each in state["lr_lambdas"] if each and "spent" in each]  # see schedule.py
+    kept = {key: value for key, value in state.items() if key not in ("base_lrs", "_last_lr")}
+    scheduler.load_state_dict(kept | {"lr_lambdas": spent[:1] * len(groups)})
+    for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        group["lr"] = base * factor(scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in groups]
 
 
 def _by_name(model: nn.Module, optimizer: Any, state: dict) -> tuple[list[dict], dict[str, torch.Tensor]]:

@@ -70,13 +70,20 @@ from .aligned_attention import return_first_head
 from .arguments import LoraArguments, UnitTrainingArguments
 from .collator import NUM_CHARACTER_CLASSES, TEXT_STEP
 from .data.mixture import MixtureDataset
-from .data.settings import DataArguments, GroupArguments, SourceArguments, expand_groups
 from .data.sources import data_folder
 from .lora import add_lora
 from .optim import is_matrix, part_of
 from .plan_step import GroupShape, Step, rehearse, scratch_arguments
 from .publish import take_hub_settings
-from .recipe import Recipe, new_image_processor, pretrained_tokenizer, read_recipe, stage_data
+from .recipe import (
+    Recipe,
+    data_settings,
+    groups_of,
+    new_image_processor,
+    pretrained_tokenizer,
+    read_recipe,
+    stage_data,
+)
 from .teacher_cache import teacher_dtype
 from .tokenizer import TASK_TOKENS, byte_tokenizer
 from .trainer import freeze_parts
@@ -419,18 +426,6 @@ class Assumed:
         return math.ceil(tokens / TEXT_STEP) * TEXT_STEP
 
 
-def groups_of(recipe: Recipe, images: UnitImageProcessor) -> list[GroupArguments]:
-    """The groups of a recipe, given or worked out from shares."""
-    settings = DataArguments(**{key: value for key, value in recipe.data.items() if value is not None})
-    if settings.sources:
-        patches = {scale: images.area(scale) / images.patch_size**2 for scale in (1, 4)}
-        return expand_groups(settings, recipe.stage, patches)
-    return [
-        GroupArguments(**(group | {"sources": [SourceArguments(**each) for each in group.get("sources", [])]}))
-        for group in recipe.groups
-    ]
-
-
 def assumed_batch(recipe: Recipe, described: Described, assumed: Assumed) -> list[GroupShape]:
     """The micro-batch by the recipe alone: documents fill their scale's area, texts are as long as `assumed` says."""
     images, positions = described.images, getattr(described.config.text_config, "max_position_embeddings", None)
@@ -486,7 +481,7 @@ def planned_batches(data: MixtureDataset, count: int = LOOKED_AT) -> list[list[G
 
 def own_batches(recipe: Recipe, described: Described, arguments: UnitTrainingArguments):
     """Micro-batches of the recipe's data, `None` where it is not all on disk or is streamed."""
-    settings = DataArguments(**{key: value for key, value in recipe.data.items() if value is not None})
+    settings = data_settings(recipe)
     sources = [source for group in groups_of(recipe, described.images) for source in group.sources]
     here = all(source.path and (Path(source.path).is_dir() or data_folder(source.path).is_dir()) for source in sources)
     if settings.streaming or not sources or not here:

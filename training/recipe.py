@@ -546,14 +546,18 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
     return trainer, finish
 
 
-def stage_groups(recipe: Recipe, processor: UnitProcessor) -> tuple[DataArguments, list[GroupArguments]]:
-    """The data of stage 1 or 2 as a whole, and its groups, worked out where the recipe gives shares."""
-    settings = DataArguments(**{key: value for key, value in recipe.data.items() if value is not None})
+def data_settings(recipe: Recipe) -> DataArguments:
+    """The data of stage 1 or 2 as a whole."""
+    return DataArguments(**{key: value for key, value in recipe.data.items() if value is not None})
+
+
+def groups_of(recipe: Recipe, images: UnitImageProcessor) -> list[GroupArguments]:
+    """The groups of stage 1 or 2, given or worked out from shares."""
+    settings = data_settings(recipe)
     if settings.sources:
-        images = processor.image_processor
         patches = {scale: images.area(scale) / images.patch_size**2 for scale in (1, 4)}
-        return settings, expand_groups(settings, recipe.stage, patches)
-    return settings, [
+        return expand_groups(settings, recipe.stage, patches)
+    return [
         GroupArguments(**(group | {"sources": [SourceArguments(**each) for each in group.get("sources", [])]}))
         for group in recipe.groups
     ]
@@ -565,9 +569,10 @@ def _held_out(
     if arguments.eval_strategy == "no" and not arguments.eval_on_start:
         return None
     say = print_line if arguments.process_index == 0 else _say_nothing
-    _, groups = stage_groups(recipe, processor)
+    groups = groups_of(recipe, processor.image_processor)
     slots = config.character_slots if arguments.character_weight else 0
-    return held_out(EvaluationArguments(**recipe.evaluation), processor, config, groups, slots, say)
+    settings = EvaluationArguments(**recipe.evaluation)
+    return held_out(settings, processor, config, groups, slots, say, arguments.teacher_scale)
 
 
 def stage_data(
@@ -578,7 +583,7 @@ def stage_data(
     Raises:
         ValueError: sources that are not there or have no row that may come, processes that do not suit the plan.
     """
-    settings, groups = stage_groups(recipe, processor)
+    settings, groups = data_settings(recipe), groups_of(recipe, processor.image_processor)
     world = max(1, arguments.world_size)
     batches_per_step = arguments.gradient_accumulation_steps * world
     length = _micro_batches(arguments)

@@ -2,10 +2,11 @@
 
 Free to change are keys that leave the curve as it is [ours]: where and how often is logged, saved and evaluated, how
 many processes and dataloader workers do the work (`gradient_accumulation_steps` as long as the micro-batches of a
-step, of all processes, stay as many), threads, gradient checkpointing, where the teacher's features are kept, what a
-run does when its loss is lost, the push to the Hub; and `max_steps` where the learning rate does not depend on it
-(`constant`, `constant_with_warmup` with warm-up in steps, no `max_minutes`). Numbers of processes and threads change
-the rounding of sums, not what is learnt.
+step, of all processes, stay as many), threads, gradient checkpointing, compiled blocks, where the teacher's features
+are kept, what a run does when its loss is lost, the push to the Hub; a preset of LoRA, whose values are keys of their
+own; and `max_steps` where the learning rate does not depend on it
+(`constant`, `constant_with_warmup` with warm-up in steps, no `max_minutes`). Numbers of processes and threads and
+compiled blocks change the rounding of sums, not what is learnt.
 
 `data.ranks` and `data.streams` are the checkpoint's where a recipe does not give them (see `data/streaming.py`).
 """
@@ -47,9 +48,12 @@ FREE = {
     "training.load_best_model_at_end",
     "training.metric_for_best_model",
     "training.greater_is_better",
+    "lora.preset",
+    "lora.warn_single_scale",
 }
 FREE_BEGINNINGS = ("training.logging_", "training.save_", "training.eval_", "training.dataloader_", "training.hub_")
-FREE_BEGINNINGS += ("training.trackio", "training.ddp_", "training.early_stopping_", "evaluation.")
+FREE_BEGINNINGS += ("training.trackio", "training.ddp_", "training.early_stopping_", "training.torch_compile")
+FREE_BEGINNINGS += ("evaluation.",)
 SETTINGS = {"training": UnitTrainingArguments, "lora": LoraArguments, "live": LiveArguments, "data": DataArguments}
 STEP = "micro-batches of a step"
 

@@ -88,6 +88,7 @@ class HeldOutGroup:
 
     Args:
         packed: training packs this group: images keep their own grids, none padded.
+        teacher_scale: as training has it, so that `L_vis` is measured against what is taught.
         slots: character targets a patch, 0 for none. positions: of the decoder, 0 for no limit.
     """
 
@@ -103,10 +104,11 @@ class HeldOutGroup:
         packed: bool = False,
         slots: int = 0,
         positions: int = 0,
+        teacher_scale: int | str = 1,
     ):
         arguments = GroupArguments(kind, scale, rows=settings.batch_rows, packed=packed, sources=sources)
         self.name, self.settings = arguments.name, settings
-        self.collator = GroupCollator(processor, kind, scale, slots)
+        self.collator = GroupCollator(processor, kind, scale, slots, teacher_scale=teacher_scale)
         self.shapes = GroupShapes(arguments, self.collator, positions)
         self.rows: list[tuple[RowSource, int, tuple[int, int, int], str]] = []  # source, position, shape, task
         share = -(-settings.rows // len(sources))
@@ -192,12 +194,14 @@ def held_out(
     training: list[GroupArguments],
     slots: int = 0,
     say: Callable[[str], Any] = print,
+    teacher_scale: int | str = 1,
 ) -> HeldOut:
     """Choose the rows of an evaluation.
 
     Args:
         training: the groups of the run; a held-out source must not be one of theirs.
         slots: character targets a patch, 0 where they are not trained. say: gets the rows left out.
+        teacher_scale: of the run.
 
     Raises:
         ValueError: no source; one that training reads too; one that is not there or has no row that can be used.
@@ -225,6 +229,7 @@ def held_out(
             packed=f"{kind}_x{scale}" in packed,
             slots=slots if kind == "document" else 0,
             positions=positions,
+            teacher_scale=teacher_scale,
         )
         for (kind, scale), sources in settings.as_groups().items()
     ]

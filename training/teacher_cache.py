@@ -8,7 +8,8 @@ float32 (2e-4 at most for a token) and 0.7% of their mean size away; on a CPU th
 finite data, and pictures that are not changed at random (`data.augment_pictures: false`). A key is the hash of the
 very pixels that the teacher gets, which the collator takes in its worker, so that whatever changes them (row, size,
 scale, cropping) is another key, and a picture that never comes again only fills the store. Under a folder named by the
-hash of the teacher's weights, its configuration, its precision and the normalisation of pixels lie
+hash of the teacher's weights (as they are when it is first asked: adapters may have it share the student's), its
+configuration, its precision and the normalisation of pixels lie
 
     NAME/T-D/segment-K.bin    records of one size: key (16 bytes), checksum (4), 12 of zeros, T * D features
 
@@ -26,6 +27,7 @@ import json
 import os
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from modeling_unit.architectures_unit import prefix_tokens, run_encoder
+from modeling_unit.architectures_unit import prefix_tokens, run_encoder, run_encoder_packed
 
 HEADER = 32  # bytes of a record before its features
 KEY = 16  # bytes
@@ -77,10 +79,18 @@ class FeatureStore:
     Args:
         folder: made where it is missing; may be in use by other processes.
         tokens, width: `(T, D)`. dtype: float32 or bfloat16.
-        limit: bytes that the folder may hold.
+        limit: bytes that `whole` may hold, a folder with this and other stores; by default this one.
     """
 
-    def __init__(self, folder: str | Path, tokens: int, width: int, dtype: torch.dtype, limit: float):
+    def __init__(
+        self,
+        folder: str | Path,
+        tokens: int,
+        width: int,
+        dtype: torch.dtype,
+        limit: float,
+        whole: str | Path | None = None,
+    ):
         self.folder, self.shape, self.dtype, self.limit = Path(folder), (tokens, width), dtype, limit
         self.payload = tokens * width * dtype.itemsize
         self.record = HEADER + self.payload
@@ -89,6 +99,7 @@ class FeatureStore:
         self._own: tuple[int, int] | None = None  # descriptor, bytes written
         self._own_path, self._used = self.folder, 0
         self.full = ""  # why nothing more is written
+        self._whole = Path(whole or folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.refresh()
 
@@ -129,7 +140,7 @@ class FeatureStore:
         checksum = zlib.crc32(payload, zlib.crc32(key)).to_bytes(4, "big")
         try:
             if len(self) % 64 == 0:  # others write too, here and elsewhere
-                self._used = sum(each.stat().st_size for each in self.folder.glob("segment-*.bin"))
+                self._used = self._bytes()
                 disk = os.statvfs(self.folder)
                 if disk.f_bavail * disk.f_frsize < SPARE + self.record:
                     raise OSError(errno.ENOSPC, "the disk has less than a gigabyte left")
@@ -163,8 +174,11 @@ class FeatureStore:
         written = os.fstat(descriptor).st_size // self.record * self.record
         self._own, self._own_path = (descriptor, written), path
         self.refresh()
-        self._used = sum(each.stat().st_size for each in self._files)
+        self._used = self._bytes()
         return descriptor, written
+
+    def _bytes(self) -> int:
+        return sum(each.stat().st_size for each in self._whole.rglob("segment-*.bin"))
 
     def close(self) -> None:
         """Let go of the files, and of the lock."""
@@ -188,7 +202,8 @@ class TeacherFeatures(TrainerCallback):
         if teacher.dtype != teacher_dtype(settings):
             teacher.to(teacher_dtype(settings))
         self.teacher, self.settings, self.processor = teacher, settings, processor
-        self.folder: Path | None = None
+        self.root: Path | None = None  # None: nothing is kept
+        self.folder: Path | None = None  # of this teacher, from the first picture on
         self.stores: dict[int, FeatureStore] = {}  # by the number of tokens
         self.computed = self.read = 0  # pictures
         self.computing = self.reading = self.training = 0.0  # seconds
@@ -209,12 +224,11 @@ class TeacherFeatures(TrainerCallback):
             self._say(f"teacher_cache: not used: {why}.")
             return
         given = self.settings.teacher_cache
-        root = Path(self.settings.output_dir) / FOLDER if given is True else Path(given)
-        self.folder = root / teacher_name(self.teacher, self.processor)
+        self.root = Path(self.settings.output_dir) / FOLDER if given is True else Path(given)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"training.teacher_cache: {root} cannot be written to: {error.strerror}.") from error
+            raise ValueError(f"training.teacher_cache: {self.root} cannot be written to: {error.strerror}.") from error
 
     def _say(self, line: str) -> None:
         if self.settings.process_index == 0:
@@ -224,8 +238,10 @@ class TeacherFeatures(TrainerCallback):
     def __call__(self, pixel_values: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         """`(B, 3, H, W)` -> `(B, S + M, D)` in the teacher's precision. keys: `(B, 16)` uint8, see [`picture_key`];
         taken of `pixel_values` where the collator gave none."""
+        if self.root is None:
+            return self._of(run_encoder, pixel_values)
         if self.folder is None:
-            return run_encoder(self.teacher, pixel_values).last_hidden_state
+            self.folder = self.root / teacher_name(self.teacher, self.processor)
         begun = time.monotonic()
         if keys is None:
             keys = np.stack([picture_key(each) for each in pixel_values.cpu().numpy()])
@@ -242,7 +258,7 @@ class TeacherFeatures(TrainerCallback):
             self.reading += time.monotonic() - begun
             return features
         # the whole batch, also where some are known: features depend on the batch in their last bits
-        features = run_encoder(self.teacher, pixel_values).last_hidden_state
+        features = self._of(run_encoder, pixel_values)
         fresh = features.cpu()
         self.computing += time.monotonic() - begun
         self.computed += len(keys)
@@ -256,6 +272,16 @@ class TeacherFeatures(TrainerCallback):
             self._say(f"teacher_cache: nothing more is kept: {store.full}.")
         return features
 
+    @torch.no_grad()
+    def packed(self, pixel_values: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        """A pack `(sum N_i, 3 * P * P)` of grids `(B, 2)` -> `(1, sum (S + N_i), D)`; not kept."""
+        return self._of(run_encoder_packed, pixel_values, grids)[None]
+
+    def _of(self, run: Callable[..., Any], pixel_values: torch.Tensor, *args) -> torch.Tensor:
+        """The teacher's output, in its own precision also where the student's is autocast, as in an evaluation."""
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            return run(self.teacher, pixel_values, *args).last_hidden_state.to(teacher_dtype(self.settings))
+
     def _store(self, height: int, width: int) -> FeatureStore:
         """Of pictures of a size; those of one number of tokens share it, for the size is in their keys."""
         config = self.teacher.config
@@ -263,7 +289,8 @@ class TeacherFeatures(TrainerCallback):
         if tokens not in self.stores:
             shape, dtype = (tokens, config.hidden_size), teacher_dtype(self.settings)
             folder = self.folder / f"{tokens}-{config.hidden_size}"
-            self.stores[tokens] = FeatureStore(folder, *shape, dtype, 1e9 * self.settings.teacher_cache_gigabytes)
+            limit = 1e9 * self.settings.teacher_cache_gigabytes
+            self.stores[tokens] = FeatureStore(folder, *shape, dtype, limit, self.root)
         return self.stores[tokens]
 
     # -- what it saved, at the end of the run -------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from modeling_unit.architectures_unit import (
     class_tokens,
     freeze_unread,
     prefix_tokens,
-    run_encoder_packed,
 )
 
 from .arguments import UnitTrainingArguments
@@ -71,6 +70,8 @@ class UnitTrainer(SamplesInTraining, BaseTrainer):
             freeze_unread(encoder)
             set_position_crop(encoder, self.args.position_crop)
         teacher = getattr(teacher, "vision_model", teacher)
+        if teacher is not None and teacher is encoder:
+            raise ValueError("The teacher is the model's own encoder: give a copy of it, model.make_teacher().")
         self.keep_anchor(teacher)
         self.teacher_features: TeacherFeatures | None = None
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
@@ -132,7 +133,7 @@ class UnitTrainer(SamplesInTraining, BaseTrainer):
                 outputs[name] = output
             if "labels" in beside:  # L_lan: position t predicts label t + 1; what is -100 is left out
                 targets = F.pad(beside["labels"][:, 1:], (0, 1), value=-100)  # (B, T)
-                targets = targets[:, -output.logits.shape[1] :]  # visual tokens in front of all texts have no logits
+                targets = targets[:, -output.logits.shape[1] :]  # most visual tokens have no logits
                 each = token_losses(output.logits, targets)  # (B, T), nats, 0 where left out
                 language = Counted(each.sum(), (targets != -100).sum())
                 terms["language_loss"] = args.language_weight * args.group_weights.get(name, 1.0), language
@@ -195,7 +196,8 @@ class UnitTrainer(SamplesInTraining, BaseTrainer):
             batch["use_cache"] = False  # it would copy every layer's keys and values
             if self.text_behind:
                 batch.pop("attention_mask", None)  # what is padded comes last: nothing before it sees it
-                batch["logits_to_keep"] = beside["labels"].shape[1] - _fewest_visual_tokens(self.model, batch)
+                # from the last visual token on: behind an empty prompt it predicts the text's first piece
+                batch["logits_to_keep"] = beside["labels"].shape[1] - _fewest_visual_tokens(self.model, batch) + 1
         beside = {key: value for key, value in beside.items() if self.learns(name, key)}
         if "token_places" in beside:
             batch["output_attentions"] = True
@@ -301,7 +303,9 @@ class UnitTrainer(SamplesInTraining, BaseTrainer):
             image = torch.zeros(total, dtype=torch.long, device=grids.device).index_fill_(0, first, 1).cumsum(0) - 1
             place = (torch.arange(total, device=grids.device) - first[image])[None]
             seeds = None if row_seeds is None else row_seeds[image][None]
-        if seeds is None:
+        if self.args.token_sampling_ratio >= 1:  # as in an evaluation, which draws nothing
+            mask = torch.ones(place.shape, dtype=torch.bool, device=place.device)
+        elif seeds is None:
             mask = torch.rand(place.shape, generator=self._sampler) < self.args.token_sampling_ratio
             mask = mask.to(place.device)
         else:
@@ -323,13 +327,11 @@ class UnitTrainer(SamplesInTraining, BaseTrainer):
         if token_mask is None:
             token_mask = self.sampled_tokens(pixel_values, grids)
         if grids is None:
-            features = self.teacher_features(
-                pixel_values, keys
-            )  # (B, S + M, D), each picture once where they are kept
+            features = self.teacher_features(pixel_values, keys)  # (B, S + M, D), of each picture once where kept
             grids = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
         else:  # (1, sum (S + M_i), D)
             pixel_values, grids = repacked(pixel_values, grids, patch)
-            features = run_encoder_packed(self.teacher, pixel_values, grids).last_hidden_state[None]
+            features = self.teacher_features.packed(pixel_values, grids)
         return {"teacher_features": features, "teacher_grid": grids, "teacher_token_mask": token_mask}
 
     # -- what Trainer needs to know
