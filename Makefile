@@ -34,7 +34,7 @@ format: $(VENV)/.dev ## mend what `make quality` complains about, where that can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(VENV)/.dev ## run all benchmarks, about half an hour on two cores; see benchmarks/README.md
+bench: $(VENV)/.dev ## run all benchmarks, about an hour on two cores; see benchmarks/README.md
 	$(PY) -m benchmarks.parity_released
 	$(PY) -m benchmarks.parity_architectures
 	$(PY) -m benchmarks.encoder
@@ -44,6 +44,10 @@ bench: $(VENV)/.dev ## run all benchmarks, about half an hour on two cores; see 
 	$(PY) -m benchmarks.export
 	$(PY) -m benchmarks.read_page
 	$(PY) -m benchmarks.training_step
+	$(PY) -m benchmarks.training_peers
+	$(PY) -m benchmarks.training_memory
+	$(PY) -m benchmarks.lora_memory
+	$(PY) -m benchmarks.devices --speed
 
 data: $(VENV)/.dev ## fetch and build all training and validation data into the cache (UNIT_CACHE)
 	$(UNIT) data from-pdfs --split validation --workers $(WORKERS)

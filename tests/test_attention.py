@@ -90,7 +90,7 @@ def test_the_alignment_loss_of_the_first_head_alone_is_that_of_all_heads(padded)
             return_first_head(model)
         model.zero_grad()
         output = model(**given)
-        loss = output.loss + alignment_loss(output.attentions, places)[0]
+        loss = output.loss + alignment_loss(output.attentions, places)[0].mean
         loss.backward()
         found.append((loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}))
     assert output.attentions[0].shape == (2, 1, 7, 7)
@@ -130,7 +130,7 @@ def test_logits_of_the_text_alone_give_the_loss_of_all(tmp_path):
     losses = []
     for behind in (False, True):
         trainer.text_behind = behind
-        loss, output = trainer.group_loss(model, "document_x4", dict(batch))
+        loss, outputs = trainer.compute_loss(model, {"document_x4": dict(batch)}, return_outputs=True)
         losses.append(loss.detach())
-    assert output.logits.shape[1] < batch["labels"].shape[1]
+    assert outputs["document_x4"].logits.shape[1] < batch["labels"].shape[1]
     torch.testing.assert_close(losses[1], losses[0])

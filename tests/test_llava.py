@@ -496,7 +496,7 @@ IN_4_37 = {
     "transformers.utils.hub": {"get_checkpoint_shard_files"},
 }
 TOWER_FILES = ("compat_unit", "configuration_unit", "encoder_unit", "hub_unit", "llava_unit")
-TOWER_FILES += ("architectures_unit", "features_unit", "packing_unit", "released_unit")
+TOWER_FILES += ("architectures_unit", "attention_unit", "features_unit", "packing_unit", "released_unit")
 
 
 @pytest.mark.parametrize("name", TOWER_FILES)

@@ -773,10 +773,13 @@ def test_a_recipe_pushes_once_at_its_end(tmp_path, monkeypatch):
         def is_world_process_zero(self):
             return True
 
+        def whole_model(self):
+            return self.model
+
     def stage(recipe, arguments):
         assert not arguments.push_to_hub
         assert arguments.hub_model_id is None
-        return Trainer(), lambda out: (out.mkdir(), order.append("save"))
+        return Trainer(), lambda model, out: (out.mkdir(), order.append("save"))
 
     monkeypatch.setattr(recipes, "_stage_run", stage)
     monkeypatch.setattr(recipes, "check_destination", lambda hub: order.append("ask"))

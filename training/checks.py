@@ -273,6 +273,10 @@ def check_stage(
         return  # a contradiction that `_stage_run` words
     if whole and arguments.vision_weight and recipe.teacher is None:
         return  # likewise
+    if not whole and (
+        "vision_config" in recipe.model or (recipe.language_decoder and recipe.model.get("text_config"))
+    ):
+        return  # likewise, of `new_model`
     decoder = recipe.language_decoder
     if decoder is not None and Path(decoder).is_dir() and find_model_type(decoder) is None:
         raise ValueError(f"language_decoder {decoder}: no language model there (no config.json with a model_type).")
