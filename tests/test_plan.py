@@ -10,7 +10,7 @@ from tiny import OPT, document_row, image_processor, picture_row, unit_config, u
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import OPTConfig, PreTrainedTokenizerFast
+from transformers import OPTConfig, PreTrainedTokenizerFast, SiglipVisionConfig, SiglipVisionModel
 
 from benchmarks.common import decoder_flops, encoder_flops
 from modeling_unit import UnitVisionModel
@@ -353,6 +353,20 @@ def test_texts_are_counted_in_the_pieces_of_a_start_that_is_yet_to_be_written(ti
         plan = make_plan(path, "H100")
         assert plan.batch_from == "the recipe's data"
         assert {group.name: group.text for group in plan.batch}["document_x4"] == 64
+
+
+def test_an_encoder_with_a_head_that_nothing_reads(tiny_recipe):
+    """SigLIP's pooling head has no part in the loss: not trained, as in a run; and its teacher in bfloat16 goes through
+    a GPU's autocast."""
+    settings = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    siglip = SiglipVisionModel(SiglipVisionConfig(**settings, image_size=32, patch_size=8))
+    siglip.save_pretrained(tiny_recipe.parent / "siglip")
+    start = [f"{name}={tiny_recipe.parent / 'siglip'}" for name in ("start", "teacher")]
+    plan = make_plan(tiny_recipe, "H100", overrides=[*start, "training.bf16=true"])
+    [encoder] = [part for part in plan.parts if part.name == "encoder"]
+    head = sum(each.numel() for name, each in siglip.named_parameters() if "head." in name)
+    assert head and encoder.trained == encoder.parameters - head
+    assert plan.memory["teacher"] == 2 * encoder.parameters
 
 
 def test_the_command_prints_json_and_says_when_it_does_not_fit(tiny_recipe, capsys, monkeypatch):
