@@ -134,6 +134,7 @@ BROKEN = {
     # keys
     "a key of the recipe": (lambda root: {"strat": "x"}, "Unknown key 'strat' in the recipe. Did you mean 'start'?"),
     "a key of training": (training(max_step=3), "Unknown key 'max_step' in `training`. Did you mean 'max_steps'?"),
+    "a schedule": (training(lr_scheduler_type="cosin"), "training: cosin is not a valid SchedulerType"),
     "a key of lora": (lambda root: {"lora": {"aplha": 3}}, "Unknown key 'aplha' in `lora`. Did you mean 'alpha'?"),
     "a key of the curriculum": (
         lambda root: {"data": {"curriculum": {"level": 3}}},

@@ -325,7 +325,9 @@ def test_local_data_in_another_layout_is_read_too(tiny_recipe):
     (folder / "captions.csv").write_text("\n".join(lines))
     source = f"{{dataset: {{path: '{folder}', layout: caption-pairs}}}}"
     groups = f"groups=[{{kind: natural, scale: 1, rows: 2, sources: [{source}]}}]"
-    plan = make_plan(tiny_recipe, "H100", overrides=[groups])
+    evaluated = ["training.eval_strategy=steps", "training.eval_steps=5", "training.metric_for_best_model=loss"]
+    evaluated += ["training.early_stopping_patience=2", "training.save_strategy=best"]
+    plan = make_plan(tiny_recipe, "H100", overrides=[groups, *evaluated])
     assert plan.batch_from == "the recipe's data"
     # 100 bytes, a prompt and an end, in whole steps of 64
     assert [(group.name, group.rows, group.text) for group in plan.batch] == [("natural_x1", 2, 128)]
@@ -356,8 +358,7 @@ def test_texts_are_counted_in_the_pieces_of_a_start_that_is_yet_to_be_written(ti
 
 
 def test_an_encoder_with_a_head_that_nothing_reads(tiny_recipe):
-    """SigLIP's pooling head has no part in the loss: not trained, as in a run; and its teacher in bfloat16 goes through
-    a GPU's autocast."""
+    """SigLIP's pooling head has no part in the loss: not trained, as in a run. Its teacher computes in bfloat16."""
     settings = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     siglip = SiglipVisionModel(SiglipVisionConfig(**settings, image_size=32, patch_size=8))
     siglip.save_pretrained(tiny_recipe.parent / "siglip")
@@ -365,7 +366,8 @@ def test_an_encoder_with_a_head_that_nothing_reads(tiny_recipe):
     plan = make_plan(tiny_recipe, "H100", overrides=[*start, "training.bf16=true"])
     [encoder] = [part for part in plan.parts if part.name == "encoder"]
     head = sum(each.numel() for name, each in siglip.named_parameters() if "head." in name)
-    assert head and encoder.trained == encoder.parameters - head
+    assert head
+    assert encoder.trained == encoder.parameters - head
     assert plan.memory["teacher"] == 2 * encoder.parameters
 
 

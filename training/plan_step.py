@@ -382,10 +382,14 @@ def _inputs(model: UnitForPreTraining, group: GroupShape, arguments: UnitTrainin
 
 
 def scratch_arguments(settings: dict[str, Any]) -> UnitTrainingArguments:
-    """The arguments of a recipe for a rehearsal: on the CPU, nothing written to the recipe's folder."""
+    """The arguments of a recipe for a rehearsal: on the CPU, nothing evaluated, nothing written to its folder."""
+    left_out = ("output_dir", "fsdp", "fsdp_config", "tf32", "load_best_model_at_end", "metric_for_best_model")
+    beginnings = ("eval_", "early_stopping_")
     settings = {
-        key: value for key, value in settings.items() if key not in ("output_dir", "fsdp", "fsdp_config", "tf32")
+        key: value for key, value in settings.items() if key not in left_out and not key.startswith(beginnings)
     }
+    if settings.get("save_strategy") == "best":
+        settings["save_strategy"] = "no"
     settings |= {"use_cpu": True, "report_to": "none", "per_device_train_batch_size": 1, "torch_compile": False}
     settings |= {"remove_unused_columns": False, "deepspeed": None, "output_dir": tempfile.gettempdir()}
     return UnitTrainingArguments(**settings)
