@@ -134,6 +134,8 @@ BROKEN = {
     # keys
     "a key of the recipe": (lambda root: {"strat": "x"}, "Unknown key 'strat' in the recipe. Did you mean 'start'?"),
     "a key of training": (training(max_step=3), "Unknown key 'max_step' in `training`. Did you mean 'max_steps'?"),
+    "parts as a word": (training(freeze="encoder"), "`training`.freeze must be a list, as [encoder], got 'encoder'."),
+    "a schedule": (training(lr_scheduler_type="cosin"), "training: cosin is not a valid SchedulerType"),
     "a key of lora": (lambda root: {"lora": {"aplha": 3}}, "Unknown key 'aplha' in `lora`. Did you mean 'alpha'?"),
     "a key of the curriculum": (
         lambda root: {"data": {"curriculum": {"level": 3}}},
@@ -461,6 +463,8 @@ def test_bfloat16_is_refused_where_the_gpu_lacks_it(monkeypatch):
         ({"rows": True}, "rows must be a whole number, got True"),
         ({"packed": 1}, "packed must be true or false, got 1"),
         ({"kind": 4}, "kind must be text, got 4"),
+        ({"tasks": 3}, "tasks must be numbers by name"),
+        ({"tasks": {"ocr": "all"}}, "tasks must be numbers by name"),
     ],
 )
 def test_values_of_another_type_are_refused(given, words):

@@ -126,6 +126,8 @@ def test_the_command_draws_one_run_or_several(tmp_path, monkeypatch, capsys):
         (["nowhere"], "nowhere: no log.jsonl there; a run writes it from its first logging step on."),
         (["empty"], "nothing in it that can be drawn"),
         (["good", "good/log.jsonl"], "a run is given twice"),
+        (["good", "--out", "good"], "--out good: is a folder, give a file"),
+        (["good", "--out", "lost/curve.png"], "--out lost/curve.png: there is no folder lost"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_one_line(tmp_path, monkeypatch, capsys, runs, words):

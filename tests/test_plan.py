@@ -5,8 +5,12 @@ import json
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tiny import OPT, document_row, image_processor, picture_row, unit_config, unit_model, vision_config
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import OPTConfig, PreTrainedTokenizerFast, SiglipVisionConfig, SiglipVisionModel
 
 from benchmarks.common import decoder_flops, encoder_flops
 from modeling_unit import UnitVisionModel
@@ -310,6 +314,62 @@ def test_rows_and_shapes_come_from_the_recipes_own_data(tiny_recipe):
     assert plan.paper["steps"] == 15_000_000 // 40
     assert plan.fits
     assert not (tiny_recipe.parent / "out").exists()
+
+
+def test_local_data_in_another_layout_is_read_too(tiny_recipe):
+    folder = tiny_recipe.parent / "photos"
+    folder.mkdir()
+    lines = ["image,caption"]
+    for number in range(4):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,{'a' * 100}")
+    (folder / "captions.csv").write_text("\n".join(lines))
+    source = f"{{dataset: {{path: '{folder}', layout: caption-pairs}}}}"
+    groups = f"groups=[{{kind: natural, scale: 1, rows: 2, sources: [{source}]}}]"
+    evaluated = ["training.eval_strategy=steps", "training.eval_steps=5", "training.metric_for_best_model=loss"]
+    evaluated += ["training.early_stopping_patience=2", "training.save_strategy=best"]
+    plan = make_plan(tiny_recipe, "H100", overrides=[groups, *evaluated])
+    assert plan.batch_from == "the recipe's data"
+    # 100 bytes, a prompt and an end, in whole steps of 64
+    assert [(group.name, group.rows, group.text) for group in plan.batch] == [("natural_x1", 2, 128)]
+
+
+def test_texts_are_counted_in_the_pieces_of_a_start_that_is_yet_to_be_written(tiny_recipe):
+    """Stage 2 reads with the decoder that stage 1 is given: 200 bytes are 20 words."""
+    folder = tiny_recipe.parent
+    vocabulary = {piece: index for index, piece in enumerate(["</s>", "<unk>", "wordsword"])}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>").save_pretrained(folder / "decoder")
+    settings = {key: value for key, value in OPT.items() if key != "model_type"} | {"vocab_size": 512}
+    OPTConfig(**settings).save_pretrained(folder / "decoder")
+    write_shards([document_row("wordsword " * 20, seed=seed) for seed in range(6)], folder / "documents")
+    stage1 = yaml.safe_load(tiny_recipe.read_text())
+    del stage1["model"]["text_config"]
+    stage1["language_decoder"] = str(folder / "decoder")
+    tiny_recipe.write_text(yaml.safe_dump(stage1))
+    groups = [*stage1["groups"], stage1["groups"][1] | {"scale": 4}, stage1["groups"][0] | {"scale": 1}]
+    training = stage1["training"] | {"output_dir": str(folder / "out2")}
+    stage2 = {"stage": "inter_scale", "start": str(folder / "out"), "teacher": stage1["teacher"]}
+    (folder / "stage2.yaml").write_text(yaml.safe_dump(stage2 | {"groups": groups, "training": training}))
+    for path in (tiny_recipe, folder / "stage2.yaml"):
+        plan = make_plan(path, "H100")
+        assert plan.batch_from == "the recipe's data"
+        assert {group.name: group.text for group in plan.batch}["document_x4"] == 64
+
+
+def test_an_encoder_with_a_head_that_nothing_reads(tiny_recipe):
+    """SigLIP's pooling head has no part in the loss: not trained, as in a run. Its teacher computes in bfloat16."""
+    settings = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    siglip = SiglipVisionModel(SiglipVisionConfig(**settings, image_size=32, patch_size=8))
+    siglip.save_pretrained(tiny_recipe.parent / "siglip")
+    start = [f"{name}={tiny_recipe.parent / 'siglip'}" for name in ("start", "teacher")]
+    plan = make_plan(tiny_recipe, "H100", overrides=[*start, "training.bf16=true"])
+    [encoder] = [part for part in plan.parts if part.name == "encoder"]
+    head = sum(each.numel() for name, each in siglip.named_parameters() if "head." in name)
+    assert head
+    assert encoder.trained == encoder.parameters - head
+    assert plan.memory["teacher"] == 2 * encoder.parameters
 
 
 def test_the_command_prints_json_and_says_when_it_does_not_fit(tiny_recipe, capsys, monkeypatch):

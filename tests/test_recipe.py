@@ -596,3 +596,12 @@ def test_wrong_data_settings_are_refused_in_one_line(tmp_path, text, words):
         read_recipe(written(tmp_path, "stage: inter_scale\n" + text))
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["eval_strategy", "save_strategy", "logging_strategy"])
+def test_no_is_a_word_where_yaml_takes_it_for_false(tmp_path, name):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"stage: intra_scale\ntraining:\n  {name}: no\n")
+    assert read_recipe(path).training == {name: "no"}
+    assert read_recipe(path, [f"training.{name}=no"]).training == {name: "no"}
+    assert read_recipe(path, ["training.bf16=no"]).training["bf16"] is False

@@ -116,10 +116,11 @@ def _check(given: Any, known: Iterable[str], where: str) -> None:
 
 
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+WORDS |= {"list[str]": "a list, as [encoder]", "dict[str, float]": "numbers by name, as {encoder: 0.5}"}
 
 
 def check_types(given: Mapping[str, Any], target: type, where: str) -> None:
-    """Values of a dataclass's fields that are a plain number, truth value or text.
+    """Values of a dataclass's fields that are a plain number, truth value or text, a list of texts, numbers by name.
 
     Raises:
         ValueError: `rows: two`.
@@ -135,6 +136,9 @@ def check_types(given: Mapping[str, Any], target: type, where: str) -> None:
             "float": isinstance(value, (int, float)) and not truth,
             "bool": truth,
             "str": isinstance(value, str),
+            "list[str]": isinstance(value, list) and all(isinstance(one, str) for one in value),
+            "dict[str, float]": isinstance(value, dict)
+            and all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in value.values()),
         }
         if not fits[name]:
             raise ValueError(f"{where}.{each.name} must be {WORDS[name]}, got {value!r}.")

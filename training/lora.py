@@ -41,9 +41,9 @@ FULL_PARTS = ["connector", "vision_decoder", "multi_modal_projector", "character
 
 # All [ours]. Every linear layer, for adapters on attention alone learn less. Rank 32 where the encoder has to learn to
 # read, 16 where a language decoder that knows its language follows. alpha = 2 r: one rate for all ranks. No dropout: a
-# run sees a page few times, and dropout keeps a copy of every layer's input, a third of an adapted layer's
-# activations. The rate is ten times the paper's 5e-5 for full training, for adapters start from nothing and have few
-# directions to go; it is what a recipe gets that states none. The base in bfloat16 where the run computes in it.
+# run sees a page few times, and dropout keeps a copy of every layer's input. The rate is ten times the paper's 5e-5
+# for full training, for adapters start from nothing and have few directions to go; it is what a recipe gets that
+# states none. The base in bfloat16 where the run computes in it.
 COMMON = {"dropout": 0.0, "base_dtype": "auto"}
 PRESETS: dict[str, dict[str, Any]] = {
     "encoder": {"parts": ["encoder"], "r": 32, "alpha": 64} | COMMON,

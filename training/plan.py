@@ -44,6 +44,7 @@ not been checked against a run.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import math
 import os
@@ -59,7 +60,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig
 
 from modeling_unit import UnitConfig, UnitForPreTraining, UnitImageProcessor, UnitProcessor, UnitVisionConfig
 from modeling_unit.architectures_unit import architecture
@@ -479,23 +480,47 @@ def planned_batches(data: MixtureDataset, count: int = LOOKED_AT) -> list[list[G
     return out
 
 
-def own_batches(recipe: Recipe, described: Described, arguments: UnitTrainingArguments):
+def _is_here(source: SourceArguments) -> bool:
+    """Whether a source's rows are on this machine: a folder, a file, files by a pattern, a set in the cache."""
+    given = source.name
+    path = Path(given).expanduser()
+    if path.exists() or data_folder(given).is_dir():
+        return True
+    return bool(source.dataset) and glob.has_magic(given) and bool(glob.glob(str(path), recursive=True))
+
+
+def _tokenizer(recipe: Recipe, path: Path):
+    """The tokenizer of the model that a recipe trains, and its prompts: of its start, where that is a UNIT model or
+    will be written by another recipe of the folder.
+
+    Raises:
+        ValueError: a language decoder whose tokenizer is not here.
+    """
+    beside = written_beside(path)
+    if recipe.start in beside and beside[recipe.start][0].stage != "teacher":
+        return _tokenizer(*beside[recipe.start])
+    if recipe.language_decoder:
+        return pretrained_tokenizer(recipe.language_decoder), None
+    if recipe.start and recipe.start not in ENCODERS and find_model_type(recipe.start) == UnitConfig.model_type:
+        processor = AutoProcessor.from_pretrained(recipe.start)
+        return processor.tokenizer, processor.task_prompts
+    return byte_tokenizer(), TASK_TOKENS
+
+
+def own_batches(recipe: Recipe, described: Described, arguments: UnitTrainingArguments, path: Path):
     """Micro-batches of the recipe's data, `None` where it is not all on disk or is streamed."""
     settings = data_settings(recipe)
     sources = [source for group in groups_of(recipe, described.images) for source in group.sources]
-    here = all(source.path and (Path(source.path).is_dir() or data_folder(source.path).is_dir()) for source in sources)
-    if settings.streaming or not sources or not here:
+    if settings.streaming or not sources or not all(map(_is_here, sources)):
         return None
     try:
-        tokenizer = pretrained_tokenizer(recipe.language_decoder) if recipe.language_decoder else byte_tokenizer()
+        tokenizer, prompts = _tokenizer(recipe, path)
     except ValueError:
         return None
     if len(tokenizer) > described.config.text_config.vocab_size:
         return None
     connector = described.config.connector_config
-    processor = UnitProcessor(
-        described.images, tokenizer, task_prompts=None if recipe.language_decoder else TASK_TOKENS
-    )
+    processor = UnitProcessor(described.images, tokenizer, task_prompts=prompts)
     processor.unshuffle = connector.unshuffle
     processor.num_queries = connector.num_queries if connector.connector_type == "qformer" else None
     return planned_batches(stage_data(recipe, arguments, processor, described.config))
@@ -683,7 +708,7 @@ def make_plan(
         torch.set_num_threads(recipe.threads)
     arguments = scratch_arguments(take_hub_settings(recipe.training)[0])
     described = describe(recipe, path)
-    batches, batch_from = own_batches(recipe, described, arguments), "the recipe's data"
+    batches, batch_from = own_batches(recipe, described, arguments, path), "the recipe's data"
     if batches is None:
         batches, batch_from = [assumed_batch(recipe, described, assumed or Assumed())], "assumed: the data is not here"
     batches.sort(key=_size)

@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from modeling_unit import UnitForPreTraining, UnitImageProcessor
+from modeling_unit.architectures_unit import freeze_unread
 
 from .arguments import UnitTrainingArguments
 from .freezing import freeze_parts, unread_parts
@@ -223,14 +224,20 @@ def _attention_flops(packet, args) -> int:
 
 
 class AutocastOfGpus(TorchFunctionMode):
-    """Autocast on a GPU runs norms and softmax in float32, on a CPU it does not (torch, "Autocast Op Reference")."""
+    """Autocast on a GPU runs norms and softmax in float32, on a CPU it does not (torch, "Autocast Op Reference"). A
+    teacher in bfloat16 runs outside of it."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         widened = (nn.functional.layer_norm, nn.functional.softmax, nn.functional.log_softmax)
-        if function in widened and args and args[0].is_floating_point():
-            args = (args[0].float(), *args[1:])
+        if function in widened and torch.is_autocast_enabled("cpu"):
+            args = tuple(map(_widened, args))
+            kwargs = {key: _widened(each) for key, each in kwargs.items()}
         return function(*args, **kwargs)
+
+
+def _widened(given):
+    return given.float() if isinstance(given, torch.Tensor) and given.is_floating_point() else given
 
 
 class _Rehearsal(UnitTrainer):
@@ -288,6 +295,7 @@ def rehearse(
         trainer = _Rehearsal(model=model, args=arguments, image_processor=image_processor, train_dataset=[0])
         for each, wanted in zip(model.parameters(), trains, strict=True):  # the teacher comes only now
             each.requires_grad_(wanted)
+        freeze_unread(_core(model).vision_model)
         freeze_parts(model, unread_parts(arguments, teacher is not None))
         trainer.text_behind = True
         if teacher is not None:
@@ -374,10 +382,14 @@ def _inputs(model: UnitForPreTraining, group: GroupShape, arguments: UnitTrainin
 
 
 def scratch_arguments(settings: dict[str, Any]) -> UnitTrainingArguments:
-    """The arguments of a recipe for a rehearsal: on the CPU, nothing written to the recipe's folder."""
+    """The arguments of a recipe for a rehearsal: on the CPU, nothing evaluated, nothing written to its folder."""
+    left_out = ("output_dir", "fsdp", "fsdp_config", "tf32", "load_best_model_at_end", "metric_for_best_model")
+    beginnings = ("eval_", "early_stopping_")
     settings = {
-        key: value for key, value in settings.items() if key not in ("output_dir", "fsdp", "fsdp_config", "tf32")
+        key: value for key, value in settings.items() if key not in left_out and not key.startswith(beginnings)
     }
+    if settings.get("save_strategy") == "best":
+        settings["save_strategy"] = "no"
     settings |= {"use_cpu": True, "report_to": "none", "per_device_train_batch_size": 1, "torch_compile": False}
     settings |= {"remove_unused_columns": False, "deepspeed": None, "output_dir": tempfile.gettempdir()}
     return UnitTrainingArguments(**settings)

@@ -189,6 +189,9 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if data["stage"] not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {data['stage']!r}.")
     _check_keys(data.get("training") or {}, UnitTrainingArguments, "`training`")
+    for name in ("eval_strategy", "logging_strategy", "save_strategy"):
+        if (data.get("training") or {}).get(name) is False:  # what YAML takes `no` for
+            data["training"][name] = "no"
     _check_keys(data.get("lora") or {}, LoraArguments, "`lora`")
     _check_keys(data.get("live") or {}, LiveArguments, "`live`")
     for group in _list(data.get("groups"), "`groups`"):
@@ -347,7 +350,11 @@ def main(path: str | Path, overrides: list[str] | None = None, accept_changes: b
     if hub.get("push_to_hub") and recipe.stage == "llava":
         raise ValueError("training.push_to_hub: a LLaVA model is not published by this package; push its folder.")
     check_bf16(settings | training)
-    arguments = UnitTrainingArguments(**(settings | training))
+    try:
+        arguments = UnitTrainingArguments(**(settings | training))
+    except ValueError as error:
+        told = str(error)
+        raise ValueError(told if told.startswith("training.") else f"training: {told}") from error
     check_launch(arguments)
     load_whole_models(arguments)
     speak_once(arguments)

@@ -28,6 +28,10 @@ def run(args: argparse.Namespace) -> int:
         from training.curves import compare_curves, draw_curves, read_log
     except ImportError as error:
         raise CommandError(missing_extra(error)) from error
+    out = Path(args.out)
+    if out.is_dir() or not out.parent.is_dir():
+        what = "is a folder, give a file" if out.is_dir() else f"there is no folder {out.parent}"
+        raise CommandError(f"--out {out}: {what}")
     try:
         logs = {name: read_log(each) for name, each in zip(_names(args.runs), args.runs, strict=True)}
         if len(logs) == 1:
