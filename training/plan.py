@@ -71,6 +71,7 @@ from .aligned_attention import return_first_head
 from .arguments import LoraArguments, UnitTrainingArguments
 from .collator import NUM_CHARACTER_CLASSES, TEXT_STEP
 from .data.mixture import MixtureDataset
+from .data.settings import SourceArguments
 from .data.sources import data_folder
 from .lora import add_lora
 from .optim import is_matrix, part_of
