@@ -1036,6 +1036,20 @@ def test_a_whole_model_can_be_the_teacher(recipes, tmp_path, teachers):
         assert torch.equal(tensor, full.vision_model.state_dict()[key]), key
 
 
+def test_a_start_without_a_character_head_gets_a_new_one(recipes, tmp_path, capsys):
+    """As the shipped checkpoint: what is exported has lost the head of the auxiliary loss."""
+    full = unit_model()
+    assert not full.config.num_character_classes
+    full.save_pretrained(tmp_path / "full")
+    processor().save_pretrained(tmp_path / "full")
+    path = recipes.write("headless", STAGE_1, start=str(tmp_path / "full"), teacher=str(tmp_path / "full"))
+    out = run_recipe(path, ["training.character_weight=1.0"])
+    assert "has no character head" in capsys.readouterr().out
+    assert any(key.startswith("character_head.") for key in load_file(out / "model.safetensors"))
+    logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(line["document_x4/character_loss"]) for line in logged if "loss" in line)
+
+
 def test_openclip_weights_start_a_recipe(recipes, starts, teachers):
     quick, source = {"hidden_act": "quick_gelu"}, str(starts("openclip")[0])
     path = recipes.write("openclip", STAGE_1, start=source, start_settings=quick, model=SMALL | FROM_SCRATCH)

@@ -487,6 +487,10 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         overrides = {}
         if not arguments.character_weight:
             overrides["num_character_classes"] = 0  # the auxiliary head is thrown away with its loss
+        elif not UnitConfig.from_pretrained(recipe.start).num_character_classes:
+            overrides["num_character_classes"] = NUM_CHARACTER_CLASSES
+            if arguments.process_index == 0:
+                print_line(f"{recipe.start} has no character head, as what is exported has none: a new one begins.")
         # an exported model is in bfloat16, in which small steps would be lost
         model = AutoModelForPreTraining.from_pretrained(recipe.start, dtype=torch.float32, **overrides)
         processor = AutoProcessor.from_pretrained(recipe.start)
