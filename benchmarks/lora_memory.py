@@ -14,9 +14,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from unittest.mock import patch
@@ -25,9 +22,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.memory import in_a_process, resident
 from training.evaluation.report import machine, markdown_table
 
-ROOT = Path(__file__).resolve().parents[1]
 MB = 1e6
 # Width and depth of the encoder and of the decoder; `large` is a quarter of CLIP ViT-L with half of OPT-125M
 SIZES = {"small": (192, 6, 192, 4), "base": (768, 6, 768, 4), "large": (1024, 6, 768, 6)}
@@ -112,7 +109,6 @@ def write_run(folder: Path, size: tuple[int, int, int, int], variant: str, check
 
 def measure_point(size: str, variant: str, checkpointing: bool) -> dict[str, int]:
     """In a process of its own: peak bytes of a run's training above those before its model, trained parameters."""
-    from benchmarks.memory import resident
     from training import recipe
     from training.trainer import UnitTrainer
 
@@ -137,22 +133,6 @@ def measure_point(size: str, variant: str, checkpointing: bool) -> dict[str, int
     return {"bytes": seen["peak"] - before, "trained": seen["trained"]}
 
 
-def in_a_process(size: str, variant: str, checkpointing: bool) -> dict[str, int]:
-    """`measure_point` in a fresh process.
-
-    Raises:
-        RuntimeError: it failed; the last line says why.
-    """
-    call = f"measure_point({size!r}, {variant!r}, {checkpointing!r})"
-    code = f"import json; from benchmarks.lora_memory import measure_point; print(json.dumps({call}))"
-    own = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | own, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lora_memory", description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
@@ -168,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
             for checkpointing in ways:
                 full = 0
                 for variant in variants:
-                    found = in_a_process(size, variant, checkpointing)
+                    found = in_a_process("lora_memory", size, variant, checkpointing)
                     full = full or found["bytes"]
                     share = found["bytes"] / full
                     way = "yes" if checkpointing else "no"

@@ -23,6 +23,9 @@ from tqdm import tqdm
 
 SIDES = (16, 32, 48, 64, 80, 96, 112, 128)  # patches: 256 to 16,384 tokens
 ROOT = Path(__file__).resolve().parents[1]
+# glibc's malloc keeps what is freed, in steps that depend on history; told to give back what is over 64 kB at once, it
+# leaves resident memory to what lives
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def resident(what: str) -> int:
@@ -65,32 +68,47 @@ def measure_point(shape: str, dtype: str, do: str, side: int, device: str) -> di
 
     run(torch.zeros(1, 3, PATCH, PATCH, device=device, dtype=DTYPES[dtype]))  # libraries' buffers, gradients
     pixels = torch.randn(1, 3, side * PATCH, side * PATCH, device=device, dtype=DTYPES[dtype])
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = resident("VmRSS")
+    before = begin_peak(device)
     with Names() as names:
         run(pixels)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
+    peak = read_peak(device)
     return {"tokens": side * side + 1, "bytes": peak - before, "attention": sorted(names.seen)}
 
 
-def in_a_process(shape: str, dtype: str, do: str, side: int, device: str) -> dict:
-    """``measure_point`` in a fresh process.
+def begin_peak(device: str) -> int:
+    """Start a peak anew; returns the bytes that are held now, of torch's allocator on a GPU, else resident."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def read_peak(device: str) -> int:
+    """Bytes held at most since [`begin_peak`]."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    return resident("VmHWM")
+
+
+def in_a_process(module: str, *arguments) -> dict:
+    """What `measure_point` of a benchmark gives in a fresh process.
+
+    Args:
+        module: its name below `benchmarks`. arguments: of `measure_point`, of types that `repr` writes out.
 
     Raises:
         RuntimeError: it failed; the last line says why.
     """
-    call = f"measure_point({shape!r}, {dtype!r}, {do!r}, {side}, {device!r})"
-    code = f"import json; from benchmarks.memory import measure_point; print(json.dumps({call}))"
+    call = f"measure_point({', '.join(map(repr, arguments))})"
+    code = f"import json; from benchmarks.{module} import measure_point; print(json.dumps({call}))"
     command = [sys.executable, "-W", "ignore", "-c", code]
-    # glibc's malloc keeps what is freed, in steps that depend on history; told to give back what is over 64 kB at
-    # once, it leaves resident memory to what lives
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | GIVE_BACK, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
     return json.loads(done.stdout.splitlines()[-1])
@@ -152,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     with tqdm(total=len(arguments.do) * len(arguments.patches), desc="memory", unit="point") as progress:
         for do in arguments.do:
             for side in sorted(set(arguments.patches)):
-                points[do].append(in_a_process(arguments.shape, arguments.dtype, do, side, arguments.device))
+                points[do].append(in_a_process("memory", arguments.shape, arguments.dtype, do, side, arguments.device))
                 progress.update()
     heads, size = SHAPES[arguments.shape]["num_attention_heads"], DTYPES[arguments.dtype].itemsize
     for do, found in points.items():

@@ -27,6 +27,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from benchmarks.memory import GIVE_BACK
 from training.evaluation.report import machine, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,9 +119,8 @@ def compare(width: int, steps: int, bf16: bool, checkpointing: bool) -> tuple[li
         path = write_run(Path(name), width, steps, bf16, checkpointing)
         first = make_plan(path, "cpu")
         command = [sys.executable, "-m", "benchmarks.plan", "--run", str(path)]
-        own = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
         runs = []
-        for environment in (os.environ, os.environ | own):  # one for the time, one for the memory
+        for environment in (os.environ, os.environ | GIVE_BACK):  # one for the time, one for the memory
             made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
             if made.returncode:
                 raise RuntimeError(made.stderr[-2000:])

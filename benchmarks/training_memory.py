@@ -13,17 +13,12 @@ linear; the square of the largest point's attention, held in full in one layer, 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import tempfile
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.memory import ROOT, fit_line, resident
+from benchmarks.memory import begin_peak, fit_line, in_a_process, read_peak
 
 SIDES = (16, 24, 32, 40, 48, 56, 64)  # patches: 256 to 4,096
 PATCH = 16
@@ -74,34 +69,11 @@ def measure_point(width: int, side: int, checkpointing: bool, device: str) -> di
         steps.loss(batch(4))
         steps.update()
     given = batch(side)
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = resident("VmRSS")
+    before = begin_peak(device)
     steps.loss(given)
     steps.update()
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
+    peak = read_peak(device)
     return {"tokens": side * side + 1, "bytes": peak - before}
-
-
-def in_a_process(width: int, side: int, checkpointing: bool, device: str) -> dict[str, int]:
-    """``measure_point`` in a fresh process.
-
-    Raises:
-        RuntimeError: it failed; the last line says why.
-    """
-    call = f"measure_point({width}, {side}, {checkpointing}, {device!r})"
-    code = f"import json; from benchmarks.training_memory import measure_point; print(json.dumps({call}))"
-    # for the reason given in memory.py
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -120,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     print(machine(arguments.device), flush=True)
     checkpointing = not arguments.no_checkpointing
     points = [
-        in_a_process(arguments.width, side, checkpointing, arguments.device)
+        in_a_process("training_memory", arguments.width, side, checkpointing, arguments.device)
         for side in tqdm(sorted(set(arguments.patches)), desc="training memory", unit="point")
     ]
     tokens = np.array([point["tokens"] for point in points])

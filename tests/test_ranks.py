@@ -1,11 +1,7 @@
 """Ranks and accumulation over one map-style plan: one shape a step, every row as often as planned, exact to resume."""
 
 import json
-import os
 import random
-import socket
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +12,7 @@ from accelerate.data_loader import BatchSamplerShard
 from test_mixture import plan, shards  # noqa: F401  the fixture
 from tiny import document_row, picture_row
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from two_processes import run_two_processes
 
 from training.checkpoints import damage
 from training.data.mixture import TOO_LONG, UNREADABLE, MixtureDataset
@@ -257,22 +254,7 @@ def test_two_processes_train_on_one_shape_a_step_and_resume(tmp_path):
     """gloo on loopback; each process writes down the shapes and rows of its micro-batches, map-style and streamed."""
     write_shards([document_row(f"row {n}", 40 + 8 * (n % 4) * n, 16) for n in range(30)], tmp_path / "document", 8)
     write_shards([picture_row(f"picture {n}", seed=n) for n in range(12)], tmp_path / "natural", 4)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = []
-    for rank in range(2):
-        environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-        command = [sys.executable, str(ROOT / "tests" / "rank_process.py"), str(tmp_path)]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT))
-    try:
-        for process in started:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors[-2000:]
-    finally:
-        for process in started:
-            process.kill()
+    run_two_processes("rank_process.py", tmp_path)
     seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)]
     for way in ("map", "stream"):
         first, second = (each[way] for each in seen)

@@ -1,10 +1,6 @@
 """Evaluation in training: figures against independent ones, a curve that stays as it is, what is refused."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +9,7 @@ import yaml
 from PIL import Image
 from test_trainer import STAGE_1, arguments, mixture, model_and_teacher
 from tiny import byte_ids, document_row, picture_row, processor
+from two_processes import run_two_processes
 
 from modeling_unit.architectures_unit import run_encoder
 from modeling_unit.modeling_unit import language_loss, vision_reconstruction_loss
@@ -281,22 +278,7 @@ def test_a_metric_that_no_evaluation_gives_is_refused(data, tmp_path):
 
 
 def test_two_processes_share_an_evaluation_and_give_its_figures(data, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = []
-    for rank in range(2):
-        environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-        command = [sys.executable, str(ROOT / "tests" / "evaluation_process.py"), str(data), str(tmp_path)]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT))
-    try:
-        for process in started:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors[-2000:]
-    finally:
-        for process in started:
-            process.kill()
+    run_two_processes("evaluation_process.py", data, tmp_path)
     seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)]
     assert seen[0]["figures"] == seen[1]["figures"]
     assert sum(each["batches"] for each in seen) == seen[0]["all"]

@@ -140,7 +140,7 @@ def parameter_groups(
     return list(groups.values())
 
 
-def groups_of(model: nn.Module, settings: UnitTrainingArguments) -> list[dict]:
+def optimizer_groups(model: nn.Module, settings: UnitTrainingArguments) -> list[dict]:
     """[`parameter_groups`] as a recipe's settings have them."""
     return parameter_groups(
         model,
@@ -154,7 +154,7 @@ def groups_of(model: nn.Module, settings: UnitTrainingArguments) -> list[dict]:
 
 def make_optimizer(model: nn.Module, settings: UnitTrainingArguments) -> torch.optim.Optimizer:
     """The optimiser that a recipe's settings ask for, over what trains: AdamW, or Muon on the matrices beside it."""
-    groups, betas = groups_of(model, settings), (settings.adam_beta1, settings.adam_beta2)
+    groups, betas = optimizer_groups(model, settings), (settings.adam_beta1, settings.adam_beta2)
     return (
         MuonWithAdamW(groups, betas=betas) if settings.optimizer == "muon" else torch.optim.AdamW(groups, betas=betas)
     )
@@ -164,7 +164,7 @@ def rate_table(model: nn.Module, settings: UnitTrainingArguments) -> str:
     """Learning rates before the schedule, part by part: of AdamW's and of Muon's parameters, lowest and highest of the
     layers."""
     rates: dict[str, dict[bool, list[float]]] = {}
-    for group in groups_of(model, settings):
+    for group in optimizer_groups(model, settings):
         rates.setdefault(group["part"], {}).setdefault(group["muon"], []).append(group["lr"])
     lines = [f"{'part':<18}{'AdamW':>22}{'Muon':>22}"]
     for part, by_optimizer in rates.items():
