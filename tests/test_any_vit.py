@@ -49,7 +49,7 @@ from modeling_unit.configuration_unit import CLIP_MEAN, CLIP_STD, PREFIX_TOKENS
 from modeling_unit.vision_sources_unit import _put_prefix, find_vision_source, image_settings, openclip_to_clip
 from training.arguments import LoraArguments
 from training.data.schema import write_shards
-from training.evaluation.run import PictureEncoder
+from training.evaluation.subjects import PictureEncoder
 from training.export import save_encoder
 from training.lora import add_lora
 from training.recipe import main as run_recipe

@@ -20,7 +20,7 @@ from modeling_unit import (
     UnitVisionConfig,
     UnitVisionModel,
 )
-from training.evaluation import run
+from training.evaluation import run, subjects
 from training.evaluation.report import image_table, markdown_table, text_tables, with_interval, write_report
 from training.evaluation.text import FIGURES, PEERS, PeerMissing
 from training.teacher import PROJECTION_FILE
@@ -77,7 +77,7 @@ def student(tmp_path_factory, teacher):
     )
     model = UnitForPreTraining(config)
     model.vision_model.load_state_dict(UnitVisionModel.from_pretrained(teacher).state_dict())
-    projection = run.PictureEncoder(str(teacher)).projection
+    projection = subjects.PictureEncoder(str(teacher)).projection
     with torch.no_grad():
         model.visual_projection.weight.copy_(projection)
     model.save_pretrained(folder)
@@ -129,7 +129,7 @@ def reads_by_width(monkeypatch):
 
 
 def test_pictures_of_distinct_kinds_are_found_and_both_ways_of_naming_reported(student, pictures):
-    encoder = run.PictureEncoder(str(student))
+    encoder = subjects.PictureEncoder(str(student))
     rows = {name: figures for name, *figures in run.picture_rows(encoder, pictures, 4)}
     assert set(rows) == {
         "knn_accuracy, class token",
@@ -147,8 +147,8 @@ def test_pictures_of_distinct_kinds_are_found_and_both_ways_of_naming_reported(s
 
 
 def test_a_student_that_has_not_moved_scores_as_its_teacher(student, teacher, pictures):
-    before = {row[0]: row[1:] for row in run.picture_rows(run.PictureEncoder(str(teacher)), pictures, 4)}
-    after = {row[0]: row[1:] for row in run.picture_rows(run.PictureEncoder(str(student)), pictures, 4)}
+    before = {row[0]: row[1:] for row in run.picture_rows(subjects.PictureEncoder(str(teacher)), pictures, 4)}
+    after = {row[0]: row[1:] for row in run.picture_rows(subjects.PictureEncoder(str(student)), pictures, 4)}
     assert len(before) == 4
     for name, figures in before.items():
         # its vision decoder knows nothing yet, so the student names as the teacher does only without it
@@ -156,7 +156,7 @@ def test_a_student_that_has_not_moved_scores_as_its_teacher(student, teacher, pi
 
 
 def test_patch_tokens_are_measured_as_they_pass(teacher):
-    encoder = run.PictureEncoder(str(teacher))
+    encoder = subjects.PictureEncoder(str(teacher))
     assert encoder.root_mean_square == 0.0
     _, patches = encoder.tokens([Image.new("RGB", (16, 16), "red")])
     assert patches.shape == (1, 4, WIDTH)

@@ -93,8 +93,8 @@ class Subject(Protocol):
     def hash(self) -> str:
         """Hex digest of all that decides what it answers: weights and settings, or a program and its version."""
 
-    def read(self, samples: Sequence[Any]) -> list[str]:
-        """READ: the texts of samples with ``.image`` (RGB) and ``.x_height`` (pixels, 0 where unknown), in order."""
+    def read(self, samples: Sequence[TextSample]) -> list[str]:
+        """READ: the texts of samples, in order."""
 
     def encoder(self) -> Any:
         """ENCODE, NAME: a :class:`~training.evaluation.subjects.PictureEncoder`."""
@@ -104,6 +104,27 @@ class Subject(Protocol):
 
     def release(self) -> None:
         """Let go of weights and processes."""
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """One image to be read, and what stands there.
+
+    Attributes:
+        index: its place in the set.
+        image: RGB PIL image.
+        text: the truth, a line feed between lines; ``""`` where there is nothing to read.
+        x_height: median height of a lower-case x in pixels of ``image``; 0 where unknown.
+        source: where it comes from; also the group that stands and falls together in a bootstrap.
+        markdown: whether ``text`` is Markdown.
+    """
+
+    index: int
+    image: Any
+    text: str
+    x_height: float = 0.0
+    source: str = ""
+    markdown: bool = False
 
 
 class Progress(Protocol):
@@ -177,7 +198,7 @@ class Evaluator(ABC):
 def sorted_batches(samples: Sequence[Any], size: int, area=lambda sample: sample.image.size) -> Iterable[list[int]]:
     """Indices of ``samples`` in batches of at most ``size``, alike in size together, the largest first.
 
-    Largest first, so that a batch that does not fit in memory fails at once and the progress bar errs on the safe side.
+    Largest first, so that a batch that does not fit in memory fails at once, and the last seconds are quick.
 
     Args:
         area: sample -> (width, height) in pixels.

@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from training.data.sources import data_folder
 from training.evaluation.report import machine, tables, write_report
+from training.evaluation.subjects import PictureEncoder, read_config
 
 SUITES = ("text", "image")
 
@@ -87,22 +87,6 @@ def _known(given: Sequence[str], known, what: str) -> None:
             raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
 
 
-def _read_config(model: str):
-    """The configuration in a folder or on the Hub.
-
-    Raises:
-        ValueError: there is none, or nothing that transformers or UNIT knows.
-    """
-    from transformers import AutoConfig
-
-    import modeling_unit  # noqa: F401  registers UNIT's classes with the Auto classes
-
-    try:
-        return AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{model}: no model there: {str(error).strip().splitlines()[0]}") from error
-
-
 def _text_suite(
     model: str,
     folder: Path,
@@ -144,7 +128,7 @@ def page_reader(model: str, device: str = "cpu") -> Callable[[list[Image.Image]]
     from modeling_unit import UnitConfig, UnitForConditionalGeneration, UnitProcessor
     from modeling_unit.reading_unit import Reader
 
-    config = _read_config(model)
+    config = read_config(model)
     if not isinstance(config, UnitConfig):
         raise ValueError(f"{model} is a {config.model_type!r} checkpoint, which cannot read; leave out the suite text")
     weights = UnitForConditionalGeneration.from_pretrained(model).eval().to(device)
@@ -152,104 +136,10 @@ def page_reader(model: str, device: str = "cpu") -> Callable[[list[Image.Image]]
     return lambda images: [page.text for page in reader.read_many(images)]
 
 
-class PictureEncoder:
-    """A model as the picture suite sees it: tokens of pictures, and their embedding in the sentence encoder's space.
-
-    Args:
-        path: folder or Hub id of a full UNIT checkpoint or of an encoder, UNIT's or transformers' own. An encoder that
-            was trained as a teacher has its projection to the sentence encoder's space beside it.
-        device: where it runs.
-
-    Attributes:
-        resolution: side in pixels of the pictures it takes, x1.
-        zero_shot: way of naming -> function of pictures to (B, 384) embeddings. ``""`` is the model's own: a full
-            model's goes through the vision decoder, which is where the paper keeps recognition, an encoder's straight
-            from the class token. ``"no vision decoder"`` takes a full model's class token as if it were the teacher's.
-        projection: (384, D) from the class token to the sentence encoder's space, or None.
-        largest: largest magnitude among all patch tokens seen so far.
-    """
-
-    def __init__(self, path: str, device: str = "cpu"):
-        from modeling_unit import UnitConfig, UnitForPreTraining, UnitImageProcessor
-        from modeling_unit.architectures_unit import architecture, prefix_tokens
-        from modeling_unit.image_processing_unit import load_image_processor
-        from modeling_unit.vision_sources_unit import find_vision_source
-        from training.teacher import load_projection
-
-        config = _read_config(path)
-        self.device = device
-        self.zero_shot: dict[str, Callable[[list[Image.Image]], torch.Tensor]] = {}
-        self.projection: torch.Tensor | None = None
-        self.largest, self._squares, self._values = 0.0, 0.0, 0
-        if isinstance(config, UnitConfig):
-            self.model = UnitForPreTraining.from_pretrained(path)
-            if config.projection_dim:
-                self.projection = self.model.visual_projection.weight.detach()
-                self.zero_shot[""] = self._decoded
-        else:
-            found = find_vision_source(path)
-            config, self.model, self.prefix = found.config, found.load(None), prefix_tokens(found.config)
-            self.projection = load_projection(path)
-        ours = isinstance(config, UnitConfig) or architecture(config).ours
-        # transformers' own processors crop, or make patches of the pictures: ours makes of all what the table says
-        self.processor = load_image_processor(path) if ours else UnitImageProcessor(**found.image_settings)
-        self.resolution = _resolution(self.processor)
-        width = getattr(config, "vision_config", config).hidden_size
-        if self.projection is not None and self.projection.shape[1] == width:
-            self.projection = self.projection.to(device)
-            self.zero_shot["no vision decoder" if self.zero_shot else ""] = self._projected
-        self.model.eval().to(device)
-
-    def _pixels(self, pictures: list[Image.Image]) -> torch.Tensor:
-        """Square RGB pictures -> (B, 3, side, side)."""
-        return self.processor(pictures, return_tensors="pt")["pixel_values"].to(self.device)
-
-    @torch.inference_mode()
-    def tokens(self, pictures: list[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class token (B, D), the patches' mean where there is none, and patch tokens (B, N, D)."""
-        from modeling_unit.architectures_unit import run_encoder
-
-        pixels = self._pixels(pictures)
-        if hasattr(self.model, "encode"):
-            prefix, patches, _, _ = self.model.encode(pixels)
-        else:
-            tokens = run_encoder(self.model, pixels).last_hidden_state
-            prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
-        values = patches.float()
-        self.largest = max(self.largest, values.abs().max().item())
-        self._squares += values.square().sum().item()
-        self._values += values.numel()
-        return (prefix[:, 0] if prefix.shape[1] else patches.mean(dim=1)), patches
-
-    @property
-    def root_mean_square(self) -> float:
-        """Of all values of all patch tokens seen so far."""
-        return (self._squares / max(1, self._values)) ** 0.5
-
-    @torch.inference_mode()
-    def _decoded(self, pictures: list[Image.Image]) -> torch.Tensor:
-        return self.model.get_projected_image_features(self._pixels(pictures))
-
-    @torch.inference_mode()
-    def _projected(self, pictures: list[Image.Image]) -> torch.Tensor:
-        return self.tokens(pictures)[0].float() @ self.projection.float().T
-
-
 def _shown(folder: Path) -> str:
     """The folder as a report names it: nobody else's home is the writer's."""
     folder, home = Path(folder), Path.home()
     return f"~/{folder.relative_to(home).as_posix()}" if folder.is_relative_to(home) else str(folder)
-
-
-def _resolution(processor) -> int:
-    """Side in pixels of the square pictures that an image processor makes."""
-    if hasattr(processor, "base_size"):
-        return processor.base_size
-    size = getattr(processor, "crop_size", None) or getattr(processor, "size", None) or {}
-    for key in ("height", "shortest_edge"):
-        if key in size:
-            return size[key]
-    raise ValueError(f"{type(processor).__name__} does not say what size of picture it makes")
 
 
 def _image_suite(model: str, teacher: str | None, folder: Path, batch_size: int, device: str) -> dict:

@@ -1,0 +1,235 @@
+"""Checkpoints as the evaluators see them: what reads, what encodes, and by which hash they are known.
+
+Nothing here imports torch before a weight is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.evaluation.contract import DESCRIBE, ENCODE, NAME, READ, NotMeasured
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+# What decides what a checkpoint answers; logs, curves and cards do not.
+DECIDING = ("*.safetensors", "*.json", "*.txt", "*.model")
+ASIDE = ("evaluation", "trainer_state.json", "recipe.json")
+
+
+class ModelSubject:
+    """A folder or a Hub repository of a full UNIT checkpoint, or of an encoder, UNIT's or transformers' own.
+
+    See :class:`~training.evaluation.contract.Subject` for what it answers.
+
+    Args:
+        path: folder or Hub id.
+        name: as the report calls it.
+        role: ``"model"``, ``"teacher"``, ``"start"`` or ``"stage"``.
+        device: where it runs.
+
+    Raises:
+        ValueError: there is no model there, or none that transformers or UNIT knows; one line.
+    """
+
+    def __init__(self, path: str | Path, name: str = "UNIT", role: str = "model", device: str = "cpu"):
+        self.path, self.name, self.role, self.device = str(path), name, role, device
+        self.folder = _local(self.path)
+        try:
+            self.config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: no model there: config.json cannot be read ({error})") from error
+        self.full = self.config.get("model_type") == "unit"
+        # The file is training.teacher.PROJECTION_FILE; that module would import torch.
+        names = bool(self.full and self.config.get("projection_dim"))
+        names = names or (self.folder / "visual_projection.safetensors").is_file()
+        can = {ENCODE} | ({READ, DESCRIBE} if self.full else set()) | ({NAME} if names else set())
+        self.can = frozenset(can)
+        self._reader: Any = None
+        self._encoder: PictureEncoder | None = None
+
+    def hash(self) -> str:
+        """Over names and contents of the files that decide what the model answers."""
+        digest = hashlib.sha256()
+        for file in sorted({file for pattern in DECIDING for file in self.folder.glob(pattern)}):
+            if file.name not in ASIDE:
+                digest.update(f"{file.name}\0".encode())
+                with file.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+    def reader(self) -> Any:
+        """The :class:`modeling_unit.Reader` of a full checkpoint."""
+        if self._reader is None:
+            if not self.full:
+                raise NotMeasured(f"{self.name} is a {self.config.get('model_type')!r} checkpoint, which cannot read")
+            import modeling_unit
+
+            self._reader = modeling_unit.Reader.from_pretrained(str(self.folder), device=self.device)
+        return self._reader
+
+    def read(self, samples: Sequence[Any]) -> list[str]:
+        """As `unit read` does: whole pages, blocks or lines, of any size."""
+        return [page.text for page in self.reader().read_many([sample.image for sample in samples])]
+
+    def describe(self, images: Sequence[Any]) -> list[str]:
+        """As `unit describe` does."""
+        return [caption.text for caption in self.reader().describe(images)]
+
+    def encoder(self) -> PictureEncoder:
+        """The encoder, loaded once."""
+        if self._encoder is None:
+            self._encoder = PictureEncoder(str(self.folder), self.device)
+        return self._encoder
+
+    def release(self) -> None:
+        """Let go of the weights."""
+        self._reader = self._encoder = None
+
+
+def _local(path: str) -> Path:
+    """The folder of a model: itself, or a copy of a Hub repository."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=[*DECIDING, "*.jinja"]))
+    except (OSError, ValueError, HFValidationError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: no model there, neither a folder nor a repository on the Hub ({line})") from error
+
+
+class PictureEncoder:
+    """A model as the picture suites see it: tokens of pictures, and their embedding in a sentence encoder's space.
+
+    Args:
+        path: folder or Hub id of a full UNIT checkpoint or of an encoder, UNIT's or transformers' own. An encoder that
+            was trained as a teacher has its projection to the sentence encoder's space beside it.
+        device: where it runs.
+
+    Attributes:
+        resolution: side in pixels of the pictures it takes, x1.
+        patch_size: side of a patch in pixels.
+        zero_shot: way of naming -> function of pictures to (B, 384) embeddings. ``""`` is the model's own: a full
+            model's goes through the vision decoder, which is where the paper keeps recognition, an encoder's straight
+            from the class token. ``"no vision decoder"`` takes a full model's class token as if it were the teacher's.
+        projection: (384, D) from the class token to the sentence encoder's space, or None.
+        largest: largest magnitude among all patch tokens seen so far.
+    """
+
+    def __init__(self, path: str, device: str = "cpu"):
+        from modeling_unit import UnitConfig, UnitForPreTraining, UnitImageProcessor
+        from modeling_unit.architectures_unit import architecture, prefix_tokens
+        from modeling_unit.image_processing_unit import load_image_processor
+        from modeling_unit.vision_sources_unit import find_vision_source
+        from training.teacher import load_projection
+
+        config = read_config(path)
+        self.device = device
+        self.zero_shot: dict[str, Callable[..., torch.Tensor]] = {}
+        self.projection: torch.Tensor | None = None
+        self.largest, self._squares, self._values = 0.0, 0.0, 0
+        if isinstance(config, UnitConfig):
+            self.model = UnitForPreTraining.from_pretrained(path)
+            if config.projection_dim:
+                self.projection = self.model.visual_projection.weight.detach()
+                self.zero_shot[""] = self._decoded
+        else:
+            found = find_vision_source(path)
+            config, self.model, self.prefix = found.config, found.load(None), prefix_tokens(found.config)
+            self.projection = load_projection(path)
+        ours = isinstance(config, UnitConfig) or architecture(config).ours
+        # transformers' own processors crop, or make patches of the pictures: ours makes of all what the table says
+        self.processor = load_image_processor(path) if ours else UnitImageProcessor(**found.image_settings)
+        self.resolution = _resolution(self.processor)
+        self.patch_size = self.processor.patch_size
+        width = getattr(config, "vision_config", config).hidden_size
+        if self.projection is not None and self.projection.shape[1] == width:
+            self.projection = self.projection.to(device)
+            self.zero_shot["no vision decoder" if self.zero_shot else ""] = self._projected
+        self.model.eval().to(device)
+
+    def pixels(self, pictures: list[Image.Image], resolution: int | None = None) -> torch.Tensor:
+        """Square RGB pictures -> (B, 3, side, side), ``side`` being ``resolution`` in whole patches; x1 by default."""
+        if resolution is None or resolution == self.resolution:
+            return self.processor(pictures, return_tensors="pt")["pixel_values"].to(self.device)
+        import torch
+        from PIL import Image
+
+        side = max(1, round(resolution / self.patch_size)) * self.patch_size
+        sized = [picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for picture in pictures]
+        return torch.stack([torch.from_numpy(self.processor.normalize(each)) for each in sized]).to(self.device)
+
+    def tokens(self, pictures: list[Image.Image], resolution: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class token (B, D), the patches' mean where there is none, and patch tokens (B, N, D), row by row.
+
+        Args:
+            resolution: side in pixels at which the model is to see the square pictures; x1 by default.
+        """
+        import torch
+
+        from modeling_unit.architectures_unit import run_encoder
+
+        with torch.inference_mode():
+            pixels = self.pixels(pictures, resolution)
+            if hasattr(self.model, "encode"):
+                prefix, patches, _, _ = self.model.encode(pixels)
+            else:
+                tokens = run_encoder(self.model, pixels).last_hidden_state
+                prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
+            values = patches.float()
+            self.largest = max(self.largest, values.abs().max().item())
+            self._squares += values.square().sum().item()
+            self._values += values.numel()
+            return (prefix[:, 0] if prefix.shape[1] else patches.mean(dim=1)), patches
+
+    @property
+    def root_mean_square(self) -> float:
+        """Of all values of all patch tokens seen so far."""
+        return (self._squares / max(1, self._values)) ** 0.5
+
+    def _decoded(self, pictures: list[Image.Image], resolution: int | None = None) -> torch.Tensor:
+        import torch
+
+        with torch.inference_mode():
+            return self.model.get_projected_image_features(self.pixels(pictures, resolution))
+
+    def _projected(self, pictures: list[Image.Image], resolution: int | None = None) -> torch.Tensor:
+        import torch
+
+        with torch.inference_mode():
+            return self.tokens(pictures, resolution)[0].float() @ self.projection.float().T
+
+
+def read_config(model: str):
+    """The configuration in a folder or on the Hub.
+
+    Raises:
+        ValueError: there is none, or nothing that transformers or UNIT knows.
+    """
+    from transformers import AutoConfig
+
+    import modeling_unit  # noqa: F401  registers UNIT's classes with the Auto classes
+
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model}: no model there: {str(error).strip().splitlines()[0]}") from error
+
+
+def _resolution(processor) -> int:
+    """Side in pixels of the square pictures that an image processor makes."""
+    if hasattr(processor, "base_size"):
+        return processor.base_size
+    size = getattr(processor, "crop_size", None) or getattr(processor, "size", None) or {}
+    for key in ("height", "shortest_edge"):
+        if key in size:
+            return size[key]
+    raise ValueError(f"{type(processor).__name__} does not say what size of picture it makes")
