@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 # What a subject can do; an evaluator names what it needs.
@@ -159,6 +160,33 @@ class Work:
         from tqdm import tqdm
 
         return tqdm(total=total, desc=what, unit=f" {unit}", disable=not self.progress, mininterval=0.5)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line decides for all evaluators; each takes what concerns it.
+
+    Attributes:
+        limit: at most so many items of a set, spread evenly over it; None for each evaluator's own number.
+        blocks, pages, pictures: folders of held-out data; None where `unit data` puts them.
+        sets: further text sets, by name or as ``name=folder``.
+        imagenet: folder or Hub id of a labelled picture set.
+        segmentation: folder or Hub id of a segmentation set.
+        text_tower: folder or Hub id of the text encoder that names classes; None for the model's own.
+        peers: names of other readers.
+        resolutions: sides in pixels at which pictures are measured; None for multiples of the model's own.
+    """
+
+    limit: int | None = None
+    blocks: Path | None = None
+    pages: Path | None = None
+    pictures: Path | None = None
+    sets: tuple[str, ...] = ()
+    imagenet: str | None = None
+    segmentation: str | None = None
+    text_tower: str | None = None
+    peers: tuple[str, ...] = ()
+    resolutions: tuple[int, ...] | None = None
 
 
 class Evaluator(ABC):

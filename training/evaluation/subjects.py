@@ -5,12 +5,12 @@ Nothing here imports torch before a weight is needed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.evaluation.cache import hash_of
 from training.evaluation.contract import DESCRIBE, ENCODE, NAME, READ, NotMeasured
 
 if TYPE_CHECKING:
@@ -55,13 +55,8 @@ class ModelSubject:
 
     def hash(self) -> str:
         """Over names and contents of the files that decide what the model answers."""
-        digest = hashlib.sha256()
-        for file in sorted({file for pattern in DECIDING for file in self.folder.glob(pattern)}):
-            if file.name not in ASIDE:
-                digest.update(f"{file.name}\0".encode())
-                with file.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return digest.hexdigest()
+        files = sorted({file for pattern in DECIDING for file in self.folder.glob(pattern)})
+        return hash_of([file for file in files if file.name not in ASIDE])
 
     def reader(self) -> Any:
         """The :class:`modeling_unit.Reader` of a full checkpoint."""
