@@ -113,11 +113,12 @@ class TextSample:
 
     Attributes:
         index: its place in the set.
-        image: RGB PIL image.
+        image: RGB PIL image; None where the file cannot be read, which counts as a failed item.
         text: the truth, a line feed between lines; ``""`` where there is nothing to read.
         x_height: median height of a lower-case x in pixels of ``image``; 0 where unknown.
         source: where it comes from; also the group that stands and falls together in a bootstrap.
         markdown: whether ``text`` is Markdown.
+        error: why ``image`` is None; ``""`` otherwise.
     """
 
     index: int
@@ -126,6 +127,7 @@ class TextSample:
     x_height: float = 0.0
     source: str = ""
     markdown: bool = False
+    error: str = ""
 
 
 class Progress(Protocol):
