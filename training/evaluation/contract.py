@@ -118,6 +118,7 @@ class TextSample:
         x_height: median height of a lower-case x in pixels of ``image``; 0 where unknown.
         source: where it comes from; also the group that stands and falls together in a bootstrap.
         markdown: whether ``text`` is Markdown.
+        layout: ``"block"``, text of one column and nothing else, or ``"page"``, whose parts a reader has to find.
     """
 
     index: int
@@ -126,6 +127,7 @@ class TextSample:
     x_height: float = 0.0
     source: str = ""
     markdown: bool = False
+    layout: str = "block"
 
 
 class Progress(Protocol):
