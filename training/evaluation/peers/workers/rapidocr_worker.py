@@ -38,4 +38,5 @@ def start():
     return "rapidocr " + importlib.metadata.version("rapidocr"), read
 
 
-serve(start)
+if __name__ == "__main__":
+    serve(start)

@@ -64,4 +64,5 @@ def start():
     return version, run
 
 
-serve(start)
+if __name__ == "__main__":
+    serve(start)
