@@ -84,9 +84,11 @@ def engine(tmp_path):
 
 def test_a_worker_is_handed_pixels_and_their_shape_and_what_it_prints_disturbs_nothing(engine):
     first, second = engine.read([sample(), sample(size=(7, 2), layout="page")])
-    assert first.startswith("5x3 block 45 ") and second.startswith("7x2 page 42 ")
+    assert first.startswith("5x3 block 45 ")
+    assert second.startswith("7x2 page 42 ")
     assert first.split()[-1] == second.split()[-1]  # one process for both
-    assert engine.version == "engine 1.0" and engine.startup > 0
+    assert engine.version == "engine 1.0"
+    assert engine.startup > 0
 
 
 def test_seconds_and_memory_are_of_the_process_that_reads(engine):
@@ -97,14 +99,16 @@ def test_seconds_and_memory_are_of_the_process_that_reads(engine):
 
 def test_an_error_of_the_engine_fails_one_item_and_leaves_the_process_alone(engine):
     before, failed, after = engine.readings([sample(), sample(1), sample()])
-    assert failed.error == "ValueError: cannot read this" and failed.text == ""
+    assert failed.error == "ValueError: cannot read this"
+    assert failed.text == ""
     assert before.text == after.text
 
 
 def test_a_process_that_dies_fails_one_item_and_is_started_anew(engine):
     before, failed, after = engine.readings([sample(), sample(2), sample()])
     assert failed.error == "the reader's process died (exit status 7: last words)"
-    assert after.text and before.text.split()[-1] != after.text.split()[-1]
+    assert after.text
+    assert before.text.split()[-1] != after.text.split()[-1]
 
 
 def test_a_process_that_hangs_is_killed_and_the_rest_goes_on(tmp_path):
@@ -137,7 +141,7 @@ def test_a_sample_without_an_image_fails_alone(engine):
 
 
 @pytest.mark.parametrize(
-    "how, said",
+    ("how", "said"),
     [("refuse", "OSError: no weights"), ("die", "exit status 3: out of memory"), ("", "cannot be started")],
 )
 def test_an_engine_that_cannot_start_is_one_line(tmp_path, how, said):
@@ -146,7 +150,8 @@ def test_an_engine_that_cannot_start_is_one_line(tmp_path, how, said):
         subject.command = lambda: [str(tmp_path / "nothing")]
     with pytest.raises(NotMeasured, match=said) as caught:
         subject.read([sample()])
-    assert str(caught.value).startswith("engine cannot be run: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("engine cannot be run: ")
+    assert "\n" not in str(caught.value)
 
 
 # -- by name ----------------------------------------------------------------------------------------------------------
@@ -169,7 +174,8 @@ def test_peers_that_are_not_installed_are_lines_with_the_command(nothing_install
     found, notes = peers.subjects(["tesseract", "rapidocr"])
     assert found == []
     assert [note.split(":")[0] for note in notes] == ["tesseract is not installed", "rapidocr is not installed"]
-    assert "`unit peers install tesseract`" in notes[0] and "`unit peers install rapidocr`" in notes[1]
+    assert "`unit peers install tesseract`" in notes[0]
+    assert "`unit peers install rapidocr`" in notes[1]
 
 
 def test_installing_where_there_is_no_apt_is_one_line(nothing_installed):
@@ -256,7 +262,9 @@ def test_rapidocr_is_installed_apart_and_reads_in_bgr(tmp_path, monkeypatch):
     assert peers.install("rapidocr", progress=False) == folder
 
     (subject,), notes = peers.subjects(["rapidocr"])
-    assert notes == [] and subject.can == {READ} and subject.role == "peer"
+    assert notes == []
+    assert subject.can == {READ}
+    assert subject.role == "peer"
     blank, read = subject.read([sample(255), sample(9, size=(4, 6))])
     subject.release()
     assert blank == ""
@@ -414,10 +422,10 @@ def encoder_decoder(folder: Path, family: str) -> Path:
         NougatTokenizer,
         TrOCRConfig,
         TrOCRProcessor,
-        ViTConfig,
-        ViTImageProcessorPil,
         VisionEncoderDecoderConfig,
         VisionEncoderDecoderModel,
+        ViTConfig,
+        ViTImageProcessorPil,
     )
 
     tokenizer = word_tokenizer()
@@ -513,7 +521,8 @@ def test_each_family_of_hub_models_reads_words(readers, family, monkeypatch):
     (subject,), notes = peers.subjects([f"hf:{readers[family]}"])
     assert (subject.name, subject.family, notes) == (family, family, [])
     text = read_here(subject, page_of(["a line of text", "another line", "the third"]), monkeypatch)
-    assert text and set(text.split()) <= set(WORDS)
+    assert text
+    assert set(text.split()) <= set(WORDS)
     if family == "trocr":  # a line of the page is a line of the answer
         assert len(text.splitlines()) == 3
         assert "own layout" in subject.notes[0]
@@ -540,8 +549,10 @@ def test_a_hub_model_reads_in_a_process_of_its_own(readers):
     finally:
         subject.release()
     assert reading.error == ""
-    assert len(reading.text.splitlines()) == 2 and set(reading.text.split()) <= set(WORDS)
-    assert reading.peak > 50 << 20 and reading.seconds > 0
+    assert len(reading.text.splitlines()) == 2
+    assert set(reading.text.split()) <= set(WORDS)
+    assert reading.peak > 50 << 20
+    assert reading.seconds > 0
     assert subject.version.startswith("transformers ")
 
 

@@ -1,4 +1,4 @@
-"""Where peers that have to be installed live: folders of their own in the cache, nothing of which our environment sees.
+"""Where peers that have to be installed live: folders of their own in the cache, which our environment does not see.
 
 `unit peers install NAME` makes one; a folder is there whole or not at all, and deleting it uninstalls the peer.
 """

@@ -1,5 +1,5 @@
-"""Reading models of transformers, in a process of our own environment: `python hub_worker.py SETTINGS`, JSON of `source`,
-`revision`, `family`, `device`, `threads`.
+"""Reading models of transformers, in a process of our own environment: `python hub_worker.py SETTINGS`, JSON of
+`source`, `revision`, `family`, `device`, `threads`.
 
 Prompts and settings of generation are those that each family's own documentation in transformers uses; greedy.
 """
@@ -66,7 +66,7 @@ def trocr(model, processor):
             pixels = processor(images=crops[first : first + LINES], return_tensors="pt").pixel_values
             made = model.generate(pixels.to(model.device, model.dtype), max_new_tokens=most, do_sample=False)
             texts += processor.batch_decode(made, skip_special_tokens=True)
-        return "".join((" " if joined else "\n") + text for joined, text in zip(rows, texts)).strip()
+        return "".join((" " if joined else "\n") + text for joined, text in zip(rows, texts, strict=True)).strip()
 
     return read
 

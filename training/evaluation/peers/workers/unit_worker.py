@@ -1,5 +1,5 @@
-"""A UNIT checkpoint as `unit read` has it, in a process of its own, so that its time and memory can be set beside those
-of peers: `python unit_worker.py SETTINGS`, JSON of `source`, `device`, `threads`."""
+"""A UNIT checkpoint as `unit read` has it, in a process of its own, so that its time and memory can be set beside
+those of peers: `python unit_worker.py SETTINGS`, JSON of `source`, `device`, `threads`."""
 
 import json
 import sys
