@@ -283,7 +283,7 @@ def test_an_installation_that_fails_is_one_line_and_leaves_nothing(tmp_path, mon
     monkeypatch.setattr(environment, "_pip", lambda command, *rest: pip([sys.executable, "-c", said], *rest))
     run = lambda command, **_: type("Done", (), {"returncode": int("broken" in sys.executable)})  # noqa: E731
     monkeypatch.setattr(environment.subprocess, "run", run)
-    with pytest.raises(RuntimeError, match="^installing rapidocr-3.10.0 failed: No matching distribution found"):
+    with pytest.raises(RuntimeError, match=r"^installing rapidocr-3\.10\.0 failed: No matching distribution found"):
         peers.install("rapidocr", progress=False)
     monkeypatch.setattr(sys, "executable", "broken")
     with pytest.raises(RuntimeError, match="this Python has no venv"):
