@@ -200,6 +200,9 @@ class Evaluator(ABC):
         needs: what a subject must be able to do; others are passed over with a note.
         roles: whom it measures, None for all that can.
         against: role of another subject whose hash decides the figures too: ``"teacher"`` for retention, None else.
+        dataset_id: Hub id of the set, where it is one of the Hub's as it is published there, such as
+            ``"nielsr/funsd"``; None for sets of ours and for strangers' folders. What the Hub's own format of
+            evaluation results is written from.
     """
 
     suite: ClassVar[str]
@@ -207,6 +210,7 @@ class Evaluator(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     roles: ClassVar[frozenset[str] | None] = None
     against: ClassVar[str | None] = None
+    dataset_id: str | None = None
 
     @abstractmethod
     def fingerprint(self) -> Mapping[str, Any]:
