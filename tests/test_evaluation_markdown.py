@@ -60,7 +60,7 @@ def test_a_page_is_taken_apart():
     assert page.elements["list"] == (Element("bullet 1", "one"), Element("bullet 1", "two"))
     assert page.elements["code"] == (Element("span", "code"),)
     assert page.elements["formula"] == (Element("span", "x^2"),)
-    assert page.text.split() == "Title Some text with code and . one two a b 1 2".split()
+    assert page.text.split() == ["Title", "Some", "text", "with", "code", "and", ".", "one", "two", "a", "b", "1", "2"]
 
 
 def test_an_item_within_an_item_is_deeper_and_not_part_of_its_parents_text():
