@@ -113,11 +113,12 @@ class TextSample:
 
     Attributes:
         index: its place in the set.
-        image: RGB PIL image.
+        image: RGB PIL image; None where the file cannot be read, which counts as a failed item.
         text: the truth, a line feed between lines; ``""`` where there is nothing to read.
         x_height: median height of a lower-case x in pixels of ``image``; 0 where unknown.
         source: where it comes from; also the group that stands and falls together in a bootstrap.
         markdown: whether ``text`` is Markdown.
+        error: why ``image`` is None; ``""`` otherwise.
     """
 
     index: int
@@ -126,6 +127,7 @@ class TextSample:
     x_height: float = 0.0
     source: str = ""
     markdown: bool = False
+    error: str = ""
 
 
 class Progress(Protocol):
@@ -198,6 +200,9 @@ class Evaluator(ABC):
         needs: what a subject must be able to do; others are passed over with a note.
         roles: whom it measures, None for all that can.
         against: role of another subject whose hash decides the figures too: ``"teacher"`` for retention, None else.
+        dataset_id: Hub id of the set, where it is one of the Hub's as it is published there, such as
+            ``"nielsr/funsd"``; None for sets of ours and for strangers' folders. What the Hub's own format of
+            evaluation results is written from.
     """
 
     suite: ClassVar[str]
@@ -205,6 +210,7 @@ class Evaluator(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     roles: ClassVar[frozenset[str] | None] = None
     against: ClassVar[str | None] = None
+    dataset_id: str | None = None
 
     @abstractmethod
     def fingerprint(self) -> Mapping[str, Any]:
