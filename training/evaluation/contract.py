@@ -181,6 +181,7 @@ class Options:
         text_tower: folder or Hub id of the text encoder that names classes; None for the model's own.
         peers: names of other readers.
         resolutions: sides in pixels at which pictures are measured; None for multiples of the model's own.
+        chunks: folder of held-out chunks of a few lines; None where `unit data` puts them.
     """
 
     limit: int | None = None
@@ -193,6 +194,7 @@ class Options:
     text_tower: str | None = None
     peers: tuple[str, ...] = ()
     resolutions: tuple[int, ...] | None = None
+    chunks: Path | None = None
 
 
 class Evaluator(ABC):
