@@ -102,6 +102,7 @@ setup(
             "recipes/**/*.sh",
             "recipes/**/*.md",
             "evaluation/*.yaml",
+            "evaluation/lmms/tasks/_local_file_yaml",
             "*.jinja",
         ],
         "training.data": ["*.yaml"],
@@ -115,7 +116,11 @@ setup(
         "export": EXPORT,
         "dev": DEV,
     },
-    entry_points={"console_scripts": ["unit = unit_cli.__main__:main"]},
+    entry_points={
+        "console_scripts": ["unit = unit_cli.__main__:main"],
+        # lmms-eval, where it is installed beside us, finds its model `unit_llava` here
+        "lmms_eval.models": ["unit = training.evaluation.lmms:manifest"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Image Recognition",

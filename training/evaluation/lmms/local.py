@@ -64,6 +64,8 @@ def read_local(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
         answers = entry["answer"] if isinstance(entry["answer"], list) else [entry["answer"]]
         if not all(isinstance(one, (str, int, float)) and not isinstance(one, bool) for one in answers):
             raise ValueError(f"{where}: 'answer' must be a text, a number, or a list of them")
+        if not all(str(one).strip() for one in answers):
+            raise ValueError(f"{where}: 'answer' must not be empty")
         image = path.resolve().parent / entry["image"]
         if not image.is_file():
             notes.append(f"{where}: there is no image {entry['image']}; the question counts as wrong.")

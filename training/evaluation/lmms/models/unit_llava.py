@@ -128,12 +128,12 @@ class UnitLlava(lmms):
             batch = order[start : start + self.batch_size]
             try:
                 results = compute([questions[index] for index in batch])
-            except Exception:  # noqa: BLE001 (whatever it is, one question must not cost the others)
+            except Exception:
                 results = []
                 for index in batch:
                     try:
                         results += compute([questions[index]])
-                    except Exception as error:  # noqa: BLE001
+                    except Exception as error:
                         results.append(error)
             for index, result in zip(batch, results, strict=True):
                 found[index] = result
