@@ -1,4 +1,4 @@
-"""`unit peers install NAME ...`: other readers for `unit evaluate --peers`, each in a folder of its own in the cache."""
+"""`unit peers install NAME ...`: other readers for `unit evaluate --peers`, each in a folder of its own."""
 
 from __future__ import annotations
 

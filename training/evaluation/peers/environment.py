@@ -1,4 +1,4 @@
-"""Where peers that have to be installed live: folders of their own in the cache, nothing of which our environment sees.
+"""Where peers that have to be installed live: folders of their own in the cache, which our environment does not see.
 
 `unit peers install NAME` makes one; a folder is there whole or not at all, and deleting it uninstalls the peer.
 """
@@ -109,7 +109,9 @@ def _pip(command: list[str], what: str, progress: bool) -> None:
     from tqdm import tqdm
 
     # pip finds its index where it is configured; an environment of ours that is active must not be written to.
-    variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PIP_TARGET", "PIP_USER")}
+    variables = {
+        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PIP_TARGET", "PIP_USER")
+    }
     last: deque[str] = deque(maxlen=40)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables)
     bar = tqdm(desc=what, unit=" package", disable=not progress, bar_format="{desc}: {n} packages, {elapsed}{postfix}")

@@ -75,7 +75,7 @@ class Worker:
         start_timeout: float = START_TIMEOUT,
     ):
         self.timeout, self._asked = timeout, 0
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  as long as the process lives
         begin = time.perf_counter()
         try:
             # A session of its own, so that what it starts ends with it.
@@ -186,7 +186,7 @@ class Worker:
 class WorkerSubject:
     """A peer that reads in a process of its own; see :class:`~training.evaluation.contract.Subject`.
 
-    What one image does to the process hurts that image alone: a process that died or hung is started anew for the next.
+    What one image does to the process hurts that image alone: one that died or hung is started anew for the next.
 
     Args:
         name, path: as the report and the command line call it.
@@ -222,7 +222,7 @@ class WorkerSubject:
     def environment(self) -> dict[str, str]:
         """Variables of its process: as many threads as UNIT has, in every library's spelling."""
         count = str(threads())
-        return {name: count for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count)
 
     def prepared(self, sample: TextSample) -> Any:
         """The image as it is handed to the engine; the time this takes counts."""
@@ -254,7 +254,7 @@ class WorkerSubject:
 
     def _reading(self, sample: TextSample) -> Reading:
         if sample.image is None:
-            return Reading("", error="there is no image")
+            return Reading("", error=sample.error or "there is no image")
         try:
             begin = time.perf_counter()
             image = self.prepared(sample)

@@ -6,7 +6,7 @@ import sys
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # of the isolated mode's path nothing is shadowed
 
-from serve import serve  # noqa: E402
+from serve import serve
 
 SETTINGS = json.loads(sys.argv[1])
 
@@ -38,4 +38,5 @@ def start():
     return "rapidocr " + importlib.metadata.version("rapidocr"), read
 
 
-serve(start)
+if __name__ == "__main__":
+    serve(start)

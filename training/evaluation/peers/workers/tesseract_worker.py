@@ -16,7 +16,7 @@ import time
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))
 
-from serve import serve  # noqa: E402
+from serve import serve
 
 SETTINGS = json.loads(sys.argv[1])
 PAGE_SEGMENTATION = {"block": "6", "page": "3"}  # one uniform block of text; fully automatic
@@ -40,11 +40,11 @@ def run(pixels, request):
             stop.cancel()
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode < 0 and time.monotonic() - begin >= SETTINGS["timeout"]:
-            raise RuntimeError("tesseract gave no answer within %.0f s" % SETTINGS["timeout"])
+            raise RuntimeError(f"tesseract gave no answer within {SETTINGS['timeout']:.0f} s")
         if process.returncode:
             errors.seek(0)
             lines = errors.read().decode("utf-8", "replace").strip().splitlines() or ["no message"]
-            raise RuntimeError("tesseract failed with status %d: %s" % (process.returncode, lines[-1]))
+            raise RuntimeError(f"tesseract failed with status {process.returncode}: {lines[-1]}")
         out.seek(0)
         text = out.read().decode("utf-8", "replace").replace("\f", "\n").strip()
     return text, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -64,4 +64,5 @@ def start():
     return version, run
 
 
-serve(start)
+if __name__ == "__main__":
+    serve(start)
