@@ -36,10 +36,11 @@ METRICS = {
     "wer": ("image-to-text", "wer"),
     "exact": ("image-to-text", "exact_match"),
     "knn_accuracy": ("image-classification", "accuracy"),
+    "knn_weighted_accuracy": ("image-classification", "accuracy"),
     "probe_accuracy": ("image-classification", "accuracy"),
     "zero_shot_top1": ("zero-shot-image-classification", "accuracy"),
     "zero_shot_top5": ("zero-shot-image-classification", "accuracy"),
-    "mean_iou": ("image-segmentation", "mean_iou"),
+    "segmentation_miou": ("image-segmentation", "mean_iou"),
 }
 SUITES = ("text", "image")  # the others compare the model with itself or with others
 

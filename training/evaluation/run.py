@@ -71,6 +71,7 @@ LACKS = {
 HOW_TO_NAME = {  # a role that figures are measured against -> how to name who plays it
     "teacher": "no teacher is known: --teacher MODEL names the encoder as it was before training",
     "start": "no start is known: --start MODEL names the encoder that training began with",
+    "stage": "no earlier stage is known: --stages NAME=MODEL names one",
 }
 OURS = ("unit", "unit_vision_model")
 
@@ -181,7 +182,7 @@ class _Run:
         self.head: dict[str, Any] = {}
         self.roles: dict[str, Subject] = {}
         for subject in subjects:
-            self.roles.setdefault(subject.role, subject)
+            self.roles[subject.role] = subject  # of several stages the last: the one before the model
 
     # ------------------------------------------------------------------------------------------------------------ plan
 
