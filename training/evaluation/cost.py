@@ -8,8 +8,10 @@
 | peak_memory | the same | weights, and what a pass holds beyond them, in a fresh process |
 | disk_size | encoder, whole model | bytes of its weights |
 | architecture_equal | encoder against the start's | 1 where class and the shapes of all weights are the same |
-| latency_ratio, forward_flops_ratio, parameters_ratio | encoder over the start's | both timed in turns on the same pixels |
-| seconds_per_page, pages_per_second, cold_start, peak_memory, word_f1 | readers, peers too | the same pages, a process each |
+| parameters_ratio, forward_flops_ratio | encoder over the start's | exact |
+| latency_ratio | encoder over the start's | both timed in turns on the same pixels |
+| seconds_per_page, pages_per_second | readers, peers too | the same pages, one after the other, a process each |
+| cold_start, peak_memory, word_f1 | the same | process and weights; engine and weights; of the same pages |
 
 Times are of the machine at hand, with as many threads as torch takes; every reader gets as many.
 """
@@ -201,7 +203,7 @@ def weights_size(module: torch.nn.Module) -> int:
 
 
 def disk_size(path: str, otherwise: int) -> int:
-    """Bytes of the weight files in a folder or in the local copy of a repository; ``otherwise`` where there is none."""
+    """Bytes of the weights in a folder or in the local copy of a repository; ``otherwise`` where there is none."""
     from training.evaluation.subjects import _local
 
     files = [file for file in _local(path).glob("*.safetensors") if file.name != "visual_projection.safetensors"]
