@@ -55,13 +55,17 @@ def python_of(name: str) -> Path:
     return folder_of(name) / "bin" / "python"
 
 
-def install_packages(name: str, packages: Sequence[str], progress: bool = True) -> Path:
+def install_packages(
+    name: str, packages: Sequence[str], progress: bool = True, alone: Sequence[str] = (), inherit: bool = False
+) -> Path:
     """Make a virtual environment with ``packages`` from the index that pip is set to, nothing of ours inside.
 
     Args:
         name: of the folder; the Python version is added by the caller where it matters.
         packages: requirements with versions; only wheels, so that no package runs code while it is installed.
         progress: what pip does at the moment, on standard error.
+        alone: requirements to install without their dependencies, before the others.
+        inherit: the packages of this environment are seen there, behind its own; only what lacks is installed.
 
     Returns:
         The folder. What is there already is left alone.
@@ -79,11 +83,17 @@ def install_packages(name: str, packages: Sequence[str], progress: bool = True) 
                 f"no virtual environment can be made for {name}: this Python has no venv (Debian: apt-get install "
                 "python3-venv)"
             )
-        python = staging / "bin" / "python"
-        wanted = ["install", "--disable-pip-version-check", "--no-input", "--only-binary", ":all:", *packages]
-        _pip([str(python), "-I", "-m", "pip", *wanted], f"installing {name}", progress)
+        python, site = staging / "bin" / "python", next(staging.glob("lib/python*/site-packages"))
+        if inherit:
+            ours = [folder for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
+            (site / "inherited.pth").write_text("".join(f"{folder}\n" for folder in ours), encoding="utf-8")
+        pip = [str(python), "-I", "-m", "pip"]
+        wanted = ["install", "--disable-pip-version-check", "--no-input", "--only-binary", ":all:"]
+        if alone:
+            _pip([*pip, *wanted, "--no-deps", *alone], f"installing {name}", progress)
+        _pip([*pip, *wanted, *packages], f"installing {name}", progress)
         listed = subprocess.run(
-            [str(python), "-I", "-m", "pip", "freeze", "--disable-pip-version-check"],
+            [*pip, "freeze", "--disable-pip-version-check", "--path", str(site)],
             capture_output=True,
             text=True,
         )
