@@ -72,6 +72,7 @@ DEV = [
     "pytest>=7.0",  # first with the `pythonpath` setting, see pyproject.toml
     "pytest-xdist>=3.2",  # first with `--dist worksteal`
     "playwright>=1.65",  # the oldest that the suite was run with; drives a Chromium that is installed beside it
+    "jiwer>=4.0",  # the oldest that the suite was run with; error rates are compared with its
     "ruff>=0.15",  # first that formats in the style of 2026
     "setuptools>=77.0.3",  # first with licences as SPDX expressions; test_packaging asks it what a wheel would hold
 ]
