@@ -103,6 +103,7 @@ setup(
             "recipes/**/*.sh",
             "recipes/**/*.md",
             "evaluation/*.yaml",
+            "evaluation/lmms/tasks/_local_file_yaml",
             "*.jinja",
         ],
         "training.data": ["*.yaml"],
@@ -116,7 +117,11 @@ setup(
         "export": EXPORT,
         "dev": DEV,
     },
-    entry_points={"console_scripts": ["unit = unit_cli.__main__:main"]},
+    entry_points={
+        "console_scripts": ["unit = unit_cli.__main__:main"],
+        # lmms-eval, where it is installed beside us, finds its model `unit_llava` here
+        "lmms_eval.models": ["unit = training.evaluation.lmms:manifest"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Image Recognition",

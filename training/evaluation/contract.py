@@ -119,6 +119,7 @@ class TextSample:
         source: where it comes from; also the group that stands and falls together in a bootstrap.
         markdown: whether ``text`` is Markdown.
         error: why ``image`` is None; ``""`` otherwise.
+        layout: ``"block"``, text of one column and nothing else, or ``"page"``, whose parts a reader has to find.
     """
 
     index: int
@@ -128,6 +129,7 @@ class TextSample:
     source: str = ""
     markdown: bool = False
     error: str = ""
+    layout: str = "block"
 
 
 class Progress(Protocol):
@@ -179,6 +181,7 @@ class Options:
         text_tower: folder or Hub id of the text encoder that names classes; None for the model's own.
         peers: names of other readers.
         resolutions: sides in pixels at which pictures are measured; None for multiples of the model's own.
+        chunks: folder of held-out chunks of a few lines; None where `unit data` puts them.
     """
 
     limit: int | None = None
@@ -191,6 +194,7 @@ class Options:
     text_tower: str | None = None
     peers: tuple[str, ...] = ()
     resolutions: tuple[int, ...] | None = None
+    chunks: Path | None = None
 
 
 class Evaluator(ABC):

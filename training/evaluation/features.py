@@ -10,7 +10,7 @@ features.failed                                        # (n,) bool: rows of zero
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -49,7 +49,7 @@ class Features:
 
     Attributes:
         arrays: ``"class token"`` and ``"patch mean"`` -> (n, D) float32.
-        embeddings: way of naming, as ``PictureEncoder.zero_shot`` has it -> (n, width) float32.
+        embeddings: way of naming, as ``PictureEncoder.naming`` has it -> (n, width) float32.
         failed: (n,) bool, pictures that could not be read or that the subject raised an error at; rows of zeros.
         resolution: side in pixels that the pictures were seen at.
         root_mean_square, largest: of all values of all patch tokens, and the largest magnitude among them.
@@ -99,7 +99,7 @@ def picture_features(
     failed = np.ones(len(pictures), dtype=bool)
     squares = values = largest = 0.0
     reason = ""
-    for indices, found in _encoded(subject, pictures, side, work):
+    for indices, found in encoded(subject, pictures, side, work, lambda images: _features(subject, images, side)):
         if isinstance(found, str):
             reason = reason or found
             continue
@@ -128,14 +128,13 @@ def whole_patches(encoder: Any, resolution: int | None) -> int:
     return max(1, round(resolution / encoder.patch_size)) * encoder.patch_size
 
 
-def patch_tokens(subject: Subject, pictures: Sequence[Image.Image], resolution: int | None = None) -> np.ndarray:
-    """(n, N, D) float32 patch tokens of square pictures, row by row; not held in memory."""
-    with _precision(subject):
-        return _array(subject.encoder().tokens(list(pictures), resolution)[1])
+def encoded(
+    subject: Subject, pictures: PictureSet, side: int, work: Work, encode: Callable[[list[Image.Image]], Any]
+) -> Iterator[tuple[list[int], Any]]:
+    """(indices, what ``encode`` made of these pictures), batch by batch, in order.
 
-
-def _encoded(subject: Subject, pictures: PictureSet, side: int, work: Work) -> Iterator[tuple[list[int], Any]]:
-    """(indices, what was found) batch by batch; picture by picture where a batch fails; the reason where one does."""
+    A batch that fails is tried picture by picture; what fails alone comes as ([index], the reason in one line, a str).
+    """
     bar = work.bar(len(pictures), f"{subject.name}: {pictures.name} at {side} px", "picture")
     try:
         for start in range(0, len(pictures), work.batch_size):
@@ -148,14 +147,14 @@ def _encoded(subject: Subject, pictures: PictureSet, side: int, work: Work) -> I
                     yield [index], _line(error)
             try:
                 if images:
-                    yield indices, _encode(subject, images, side)
+                    yield indices, encode(images)
             except Exception as error:
                 if len(images) == 1:
                     yield indices, _line(error)
                 else:
                     for index, image in zip(indices, images, strict=True):
                         try:
-                            yield [index], _encode(subject, [image], side)
+                            yield [index], encode([image])
                         except Exception as alone:
                             yield [index], _line(alone)
             bar.update(min(work.batch_size, len(pictures) - start))
@@ -163,13 +162,13 @@ def _encoded(subject: Subject, pictures: PictureSet, side: int, work: Work) -> I
         bar.close()
 
 
-def _encode(subject: Subject, images: list[Image.Image], side: int):
+def _features(subject: Subject, images: list[Image.Image], side: int):
     """Tokens, embeddings, and the sum of squares, number and largest magnitude of the patch tokens' values."""
     encoder = subject.encoder()
-    with _precision(subject):
+    with precision(subject):
         prefix, patches = encoder.tokens(images, side)
-        embeddings = {way: _array(embed(images, side)) for way, embed in encoder.zero_shot.items()}
-    tokens = {CLASS_TOKEN: _array(prefix), PATCH_MEAN: _array(patches.mean(dim=1))}  # in the model's own precision
+        embeddings = {way: as_array(name(prefix)) for way, name in encoder.naming.items()}
+    tokens = {CLASS_TOKEN: as_array(prefix), PATCH_MEAN: as_array(patches.mean(dim=1))}  # in the model's own precision
     patches = patches.float()
     for array in (*tokens.values(), *embeddings.values()):
         if not np.isfinite(array).all():
@@ -178,7 +177,7 @@ def _encode(subject: Subject, images: list[Image.Image], side: int):
 
 
 @contextlib.contextmanager
-def _precision(subject: Subject):
+def precision(subject: Subject):
     """bfloat16 where the matrix products run on a GPU, and no gradients anywhere."""
     import torch
 
@@ -186,7 +185,8 @@ def _precision(subject: Subject):
         yield
 
 
-def _array(tensor: Any) -> np.ndarray:
+def as_array(tensor: Any) -> np.ndarray:
+    """A tensor of any device and precision as float32."""
     return tensor.detach().float().cpu().numpy()
 
 

@@ -171,6 +171,7 @@ class PictureEncoder:
         zero_shot: way of naming -> function of pictures to (B, 384) embeddings. ``""`` is the model's own: a full
             model's goes through the vision decoder, which is where the paper keeps recognition, an encoder's straight
             from the class token. ``"no vision decoder"`` takes a full model's class token as if it were the teacher's.
+        naming: the same ways -> function of class tokens (B, D) as :meth:`tokens` gives them, for whoever has them.
         projection: (384, D) from the class token to the sentence encoder's space, or None.
         largest: largest magnitude among all patch tokens seen so far.
     """
@@ -184,14 +185,15 @@ class PictureEncoder:
 
         config = read_config(path)
         self.device = device
-        self.zero_shot: dict[str, Callable[..., torch.Tensor]] = {}
+        self.naming: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
         self.projection: torch.Tensor | None = None
         self.largest, self._squares, self._values = 0.0, 0.0, 0
         if isinstance(config, UnitConfig):
             self.model = UnitForPreTraining.from_pretrained(path)
             if config.projection_dim:
                 self.projection = self.model.visual_projection.weight.detach()
-                self.zero_shot[""] = self._decoded
+                if prefix_tokens(config.vision_config):
+                    self.naming[""] = self._decoded
         else:
             found = find_vision_source(path)
             config, self.model, self.prefix = found.config, found.load(None), prefix_tokens(found.config)
@@ -204,7 +206,8 @@ class PictureEncoder:
         width = getattr(config, "vision_config", config).hidden_size
         if self.projection is not None and self.projection.shape[1] == width:
             self.projection = self.projection.to(device)
-            self.zero_shot["no vision decoder" if self.zero_shot else ""] = self._projected
+            self.naming["no vision decoder" if self.naming else ""] = self._projected
+        self.zero_shot = {way: self._of_pictures(name) for way, name in self.naming.items()}
         self.model.eval().to(device)
 
     def pixels(self, pictures: list[Image.Image], resolution: int | None = None) -> torch.Tensor:
@@ -246,17 +249,21 @@ class PictureEncoder:
         """Of all values of all patch tokens seen so far."""
         return (self._squares / max(1, self._values)) ** 0.5
 
-    def _decoded(self, pictures: list[Image.Image], resolution: int | None = None) -> torch.Tensor:
+    def _of_pictures(self, name: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda pictures, resolution=None: name(self.tokens(pictures, resolution)[0])
+
+    def _decoded(self, classes: torch.Tensor) -> torch.Tensor:
         import torch
 
         with torch.inference_mode():
-            return self.model.get_projected_image_features(self.pixels(pictures, resolution))
+            embeddings = self.model.visual_projection(self.model.vision_decoder(classes))
+            return torch.nn.functional.normalize(embeddings.float(), dim=-1)
 
-    def _projected(self, pictures: list[Image.Image], resolution: int | None = None) -> torch.Tensor:
+    def _projected(self, classes: torch.Tensor) -> torch.Tensor:
         import torch
 
         with torch.inference_mode():
-            return self.tokens(pictures, resolution)[0].float() @ self.projection.float().T
+            return classes.float() @ self.projection.float().T
 
 
 def read_config(model: str):
