@@ -26,6 +26,7 @@ from training.evaluation.lmms.answering import LlavaAnswerer, Question
 from training.evaluation.lmms.local import TEMPLATE, marks, read_local, write_task
 from training.evaluation.lmms.models import AVAILABLE_MODELS
 from training.evaluation.lmms.run import Settings, evaluate, figures_of
+from training.evaluation.peers import environment as peers
 from training.llava_assembly import assemble
 from training.llava_toy import draw, make_language_model
 from unit_cli.__main__ import main
@@ -441,6 +442,23 @@ def test_without_lmms_eval_it_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "find_spec", lambda name: None)
     with pytest.raises(NotMeasured, match="`unit lmms --install` makes an environment for it"):
         environment.python()
+
+
+def test_its_environment_sees_ours_and_brings_no_torch(monkeypatch, tmp_path):
+    commands = []
+    monkeypatch.setenv("UNIT_CACHE", str(tmp_path))
+    done = SimpleNamespace(returncode=0, stdout="lmms_eval==0.7.3\n")
+    monkeypatch.setattr(peers.subprocess, "run", lambda command, **more: done)
+    monkeypatch.setattr(peers, "_pip", lambda command, what, progress: commands.append(command[3:]))
+    folder = environment.install(progress=False)
+    assert environment.python_of(environment.NAME) == folder / "bin" / "python"
+    alone, rest = commands
+    assert alone[-2:] == ["--no-deps", "lmms-eval==0.7.3"]  # whose dependencies would bring torchvision and wandb
+    assert rest[-len(environment.PACKAGES) :] == list(environment.PACKAGES)
+    assert "--no-deps" not in rest
+    assert not any(one.startswith(("torch", "wandb")) for one in rest)
+    (inherited,) = folder.glob("lib/python*/site-packages/*.pth")
+    assert str(Path(torch.__file__).parents[1]) in inherited.read_text().splitlines()
 
 
 def test_lmms_eval_itself_asks_the_model_and_marks_it(llava, tmp_path):

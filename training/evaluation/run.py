@@ -181,6 +181,7 @@ class _Run:
         self.hashes: dict[int, str] = {}
         self.head: dict[str, Any] = {}
         self.roles: dict[str, Subject] = {}
+        self.known: Cache | None = None  # what earlier runs found; None where nothing of it is to be used
         for subject in subjects:
             self.roles[subject.role] = subject  # of several stages the last: the one before the model
 
@@ -188,6 +189,7 @@ class _Run:
 
     def plan(self, evaluators: Sequence[Evaluator], cache: Cache | None) -> None:
         """Who is measured by what, and what of it is known already."""
+        self.known = cache
         subjects = []
         for subject in self.subjects:
             try:
@@ -277,7 +279,7 @@ class _Run:
                 subject.release()
 
     def _one(self, one: _Measure, cache: Cache) -> None:
-        work = Work(self.batch_size, self.progress, self.seed, self.roles)
+        work = Work(self.batch_size, self.progress, self.seed, self.roles, cache=self.known)
         entry = one.entry = Entry([], work.items, work.notes)
         start = time.perf_counter()
         try:

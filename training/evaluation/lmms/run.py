@@ -312,7 +312,7 @@ def _results(
     where = [{"suite": SUITE, "evaluator": names.get(task, task), "subject": SUBJECT} for task in outcomes]
     asked = list(zip(where, outcomes.values(), strict=True))
     return {
-        "format": 2,
+        "format": report.FORMAT,
         "model": report.shown(model),
         "command": report.shown(command or f"unit lmms {shlex.quote(model)}"),
         "machine": report.machine(device),

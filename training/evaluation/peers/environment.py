@@ -83,9 +83,11 @@ def install_packages(
                 f"no virtual environment can be made for {name}: this Python has no venv (Debian: apt-get install "
                 "python3-venv)"
             )
-        python, site = staging / "bin" / "python", next(staging.glob("lib/python*/site-packages"))
+        python = staging / "bin" / "python"
+        site = staging / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
         if inherit:
             ours = [folder for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
+            site.mkdir(parents=True, exist_ok=True)
             (site / "inherited.pth").write_text("".join(f"{folder}\n" for folder in ours), encoding="utf-8")
         pip = [str(python), "-I", "-m", "pip"]
         wanted = ["install", "--disable-pip-version-check", "--no-input", "--only-binary", ":all:"]
