@@ -45,6 +45,12 @@ METRICS = {
 SUITES = ("text", "image")  # the others compare the model with itself or with others
 
 
+def hub_id(source: str | None) -> str | None:
+    """``source`` itself where it names a data set on the Hub, and not a folder that is there."""
+    named = source is not None and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source)
+    return source if named and not Path(source).exists() else None
+
+
 def model_figures(results: Record, full: bool = True) -> list[Record]:
     """The figures of the model itself that a repository of it can be told to have.
 

@@ -69,7 +69,7 @@ SUMMARY: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
     ("retention", "cka", None),
     ("retention", "knn_agreement", None),
     ("cost", "parameters", None),
-    ("cost", "flops", None),
+    ("cost", "forward_flops", None),
     ("cost", "latency", None),
     ("cost", "latency_ratio", None),
     ("cost", "peak_memory", None),
