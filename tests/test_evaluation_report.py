@@ -122,6 +122,17 @@ def test_variants_have_a_column_and_what_all_share_is_said_once():
     ]
 
 
+def test_what_goes_with_a_place_stands_beside_it():
+    rows = [
+        row("latency", time, subject=subject, unit="ms", at={"scale": scale, "resolution": side})
+        for subject in ("UNIT", "teacher")
+        for scale, side, time in (("x1", 128, 10.0), ("x4", 256, 40.0))
+    ]
+    (table,) = evaluator_tables(rows, ["UNIT", "teacher"])
+    assert cells(table)[:2] == [["", "", "128 (x1)", "256 (x4)"], ["latency", "UNIT", "10.0 ms", "40.0 ms"]]
+    assert len(panels_of(rows)) == 1
+
+
 def test_figures_at_one_place_are_columns_and_many_are_rows():
     few = [row("word_f1", 0.5), row("cer", 0.25, better="lower"), row("word_f1", 0.75, subject="peer")]
     (table,) = evaluator_tables(few, ["UNIT", "peer"])

@@ -20,6 +20,7 @@ from training.evaluation.report import (
     at_text,
     axis_of,
     figures_of,
+    place_text,
     places_of,
     sensible,
     title,
@@ -32,11 +33,13 @@ NOT_DRAWN = frozenset(
     ("word_precision", "word_recall", "wer", "exact", "zero_shot_top5", "gain_zero_shot_top5", "knn_weighted_accuracy")
     + ("knn_accuracy_photographs", "retrieval_recall1", "retrieval_recall5", "image_to_text_recall5")
     + ("text_to_image_recall5", "segmentation_pixel_accuracy", "cka_debiased", "activation_mean", "activation_p999")
-    + ("activation_channels", "outlier_tokens", "class_norm", "pages_per_second")
+    + ("activation_channels", "outlier_tokens", "class_norm", "pages_per_second", "architecture_equal", "disk_size")
+    + ("parameters_ratio", "forward_flops_ratio", "exact_lines", "ordered_word_f1", "repetition_stopped")
+    + ("reader_truncated", "unread", "truncated")
 )
 STYLES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP"
-PANELS = 15  # a plot has no more
+PANELS = 18  # a plot has no more
 FEWEST_BARS = 5  # for which a panel has room
 COLUMNS = 3
 PANEL = (4.3, 3.1)  # inches
@@ -157,7 +160,7 @@ def _lines(axes, axis: str, rows: list[Record], known: list[str], colours: dict,
     ticks = sorted(places_of(rows, axis))
     if len(ticks) > 2 and ticks[0] > 0 and ticks[-1] / ticks[0] > 4:
         axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks(ticks, [place_text(rows, axis, tick).replace(" (", "\n(") for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(AXES.get(axis, axis.replace("_", " ")))
     axes.set_title(_panel_title(rows, shared, unit), fontsize=10)
@@ -196,7 +199,7 @@ def _bars(axes, rows: list[Record], known: list[str], colours: dict) -> None:
         place += 0.6
     named = any(called for _, called in ticks)
     axes.set_yticks(
-        [at for at, _ in ticks] if named else [], [_wrapped(called) for _, called in ticks] if named else []
+        [at for at, _ in ticks] if named else [], [_wrapped(called or "all") for _, called in ticks] if named else []
     )
     axes.tick_params(axis="y", labelsize=8)
     room = max(0.0, FEWEST_BARS - place) / 2  # a single bar is no wall

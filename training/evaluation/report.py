@@ -50,6 +50,7 @@ WORDS = {  # of a figure's name, as a heading says them
     "flops": "FLOPs",
     "teds": "TEDS",
     "p999": "99.9% quantile",
+    "markdown": "Markdown",
 }
 AXES = {  # what a figure may be measured at -> the axis
     "x_height": "height of a lower-case x, px",
@@ -260,8 +261,25 @@ def places_of(rows: Sequence[Record], axis: str) -> list[float]:
 def variants_of(rows: Sequence[Record], axis: str | None) -> tuple[list[str], dict[str, Any]]:
     """Keys of ``at`` beside the axis that tell these figures apart, and those, with their value, that all share."""
     keys = dict.fromkeys(key for row in rows for key in row.get("at", {}) if key != axis)
+    keys = [key for key in keys if not _goes_with(rows, axis, key)]
     apart = [key for key in keys if len({row.get("at", {}).get(key) for row in rows}) > 1]
     return apart, {key: rows[0]["at"][key] for key in keys if key not in apart}
+
+
+def _goes_with(rows: Sequence[Record], axis: str | None, key: str) -> bool:
+    """Whether ``key`` says again where on the axis a figure is, as "x4" does at 256 px."""
+    found: dict[Any, set[Any]] = {}
+    for row in rows:
+        found.setdefault(row.get("at", {}).get(axis), set()).add(row.get("at", {}).get(key))
+    several = len(set().union(*found.values())) > 1
+    return axis is not None and several and all(len(values) == 1 for values in found.values())
+
+
+def place_text(rows: Sequence[Record], axis: str, place: float) -> str:
+    """A place on an axis, and what goes with it: ``256 (x4)``."""
+    here = next(row["at"] for row in rows if row["at"].get(axis) == place)
+    beside = [at_text(key, here[key]) for key in here if key != axis and _goes_with(rows, axis, key)]
+    return f"{place:g} ({', '.join(beside)})" if beside else f"{place:g}"
 
 
 def variant_text(row: Record, apart: Sequence[str]) -> str:
@@ -301,7 +319,8 @@ def _about(rows: Sequence[Record], shared: Mapping[str, Any]) -> str:
     counts = sorted({row["items"] for row in rows if row.get("items")})
     parts = [at_text(key, value) for key, value in shared.items()]
     if counts:
-        parts.append(f"{counts[0]:,} items" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,} items")
+        less = f"{counts[0]:,} to " if len(counts) > 1 else ""
+        parts.append(f"{less}{counts[-1]:,} item{'s' * (counts[-1] != 1)}")
     return ", ".join(parts)
 
 
@@ -327,7 +346,12 @@ def _table_along(rows: Sequence[Record], axis: str, subjects: Sequence[str]) -> 
                     *(cells.get(each, "-") for each in places),
                 ]
             )
-    header = ["", "", *([""] if apart else []), *("all" if place is None else f"{place:g}" for place in places)]
+    header = [
+        "",
+        "",
+        *([""] if apart else []),
+        *("all" if place is None else place_text(rows, axis, place) for place in places),
+    ]
     about = ", ".join(text for text in (AXES.get(axis, axis.replace("_", " ")), _about(rows, shared)) if text)
     return f"By {about}:\n\n{markdown_table(header, table)}"
 
