@@ -182,6 +182,8 @@ class _Run:
         self.roles: dict[str, Subject] = {}
         for subject in subjects:
             self.roles.setdefault(subject.role, subject)
+        if "teacher" in self.roles:  # the encoder as it was before training, unless another start is named
+            self.roles.setdefault("start", self.roles["teacher"])
 
     # ------------------------------------------------------------------------------------------------------------ plan
 
