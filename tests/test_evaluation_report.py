@@ -1,4 +1,4 @@
-"""training/evaluation/report.py and plots.py: cells, tables, the page, and plots drawn again only when they must be."""
+"""training/evaluation/report.py and plots.py: cells, tables, the page; plots drawn again only when they must be."""
 
 import json
 import os

@@ -6,7 +6,7 @@ teacher's, and in k-NN and zero-shot naming of held-out pictures.
 
 | figure | what | where |
 |---|---|---|
-| `language_loss` | nats a piece of text, a byte of the byte tokenizer | documents at x4 and x1, captions at x1 and x4 |
+| `language_loss` | nats a piece of text, here a byte | documents at x4 and x1, captions at x1 and x4 |
 | `word_f1` | of texts decoded greedily; needs `read` | documents at x4 and x1 |
 | `character_accuracy` | characters that the head names rightly, of a model that has one | documents at x4 and x1 |
 | `vision_cosine` | `L_cos` of all tokens, through the vision decoder | pictures at x1 and at the model's own x4 |

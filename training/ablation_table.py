@@ -140,15 +140,14 @@ def table(grid: Any, results: dict[str, Any]) -> str:
                 if variant.name != base:
                     cells = [_cell(column.difference(variant.name, base), signed=True) for column in columns]
                     lines.append(f"| {variant.name} | {' | '.join(cells)} |")
-            told = [column.difference(v.name, base) for column in columns for v in variants if v.name != base]
-            count = sum(each is not None and each.half is not None for each in told)
+            differences = [column.difference(v.name, base) for column in columns for v in variants if v.name != base]
+            count = sum(each is not None and each.half is not None for each in differences)
             if count:
-                lines += [
-                    "",
-                    f"{count} differences are told: about {max(1, round(count / 20))} would leave out zero by chance alone.",
-                ]
+                chance = max(1, round(0.05 * count))
+                lines += ["", f"Of these {count} differences about {chance} would leave out zero by chance alone."]
         if fewest < LEAST:
-            lines += ["", f"Some variants have {fewest} seed{'s' * (fewest > 1)} only: an interval needs {LEAST}."]
+            told = f"{fewest} seed{'s' if fewest > 1 else ''}"
+            lines += ["", f"Some variants have {told} only, in brackets: an interval needs {LEAST}."]
     else:
         lines += ["", "Nothing has been measured yet."]
     failed = [run for run in results.get("runs", []) if run.get("failed")]

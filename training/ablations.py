@@ -21,7 +21,9 @@ first before any of the second, so that what is cut short leaves whole seeds. Wh
 what was interrupted goes on from its last checkpoint, what fails is told in the table, and the rest goes on.
 
 Below DIR: `VARIANT/seed-N/STAGE/` for each training, with its `recipe.yaml` (`unit train` takes it) and
-`output.txt`, in the folder of the first variant that needs it; `results.json`, `table.md`, `plot.png`.
+`output.txt`, in the folder of the first variant that needs it; `VARIANT/seed-N/figures.json`; of all together
+`results.json`, `table.md`, `plot.png`. The command may be started several times on one folder, on several devices for
+instance: no two processes train the same.
 """
 
 from __future__ import annotations
@@ -44,10 +46,13 @@ from typing import Any
 import yaml
 
 from training.evaluation.cache import hash_of
+from training.recipe_loader import RecipeLoader
 
 MARK = "ablation.json"  # in the folder of a training: what it is, and whether it is finished
 OUTPUT = "output.txt"  # beside it: what `unit train` would have shown
+ENTRY = "figures.json"  # in the folder of a variant with a seed: the figures, or why there are none
 RESULTS = "results.json"
+WAIT = 3.0  # seconds until a look at what another process is at
 # What the command decides itself, and what leaves the weights as they are
 OURS = ("training.output_dir", "training.seed")
 IDLE = ("threads", "training.output_dir", "training.disable_tqdm", "training.report_to")
@@ -150,7 +155,7 @@ def read_grid(path: str | Path) -> Grid:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -289,8 +294,8 @@ def plan(
         held = _read_json(training.folder / MARK).get("key", training.key)
         if held != training.key:
             raise ValueError(
-                f"{training.folder} holds a training of other settings than {grid.path} now gives: give another --out, "
-                "or remove that folder"
+                f"{training.folder} holds a training of other settings than {grid.path} now gives: give another "
+                "--out, or remove that folder"
             )
     return runs
 
@@ -371,7 +376,7 @@ def run_grid(
     """Train what is not trained, measure what is not measured, table it; returns what is in `results.json`.
 
     Args:
-        say: gets a line for each training and each model measured.
+        say: gets a line for each training.
         train, measure: in place of `unit train`'s code path and of `training/ablation_figures.py`.
 
     Raises:
@@ -381,86 +386,143 @@ def run_grid(
 
     out = Path(out)
     seeds = grid.seeds if seeds is None else checked_seeds(seeds)
-    print_of = fingerprint(grid, seeds, only)
-    results = read_results(out)
-    if print_of not in results.get("complete", []):
-        runs = plan(grid, out, seeds, only)
-        for _ in _worked(grid, out, runs, results, say, train or train_here, measure):
-            _write_results(out, results)
-        if all("figures" in entry for entry in results["runs"] if _is_one_of(entry, runs)):
-            results["complete"] = [*results.get("complete", []), print_of]
-        _write_results(out, results)
-        write_table(grid, results, out)
-    return results
-
-
-def _worked(
-    grid: Grid,
-    out: Path,
-    runs: list[Run],
-    results: dict[str, Any],
-    say: Callable[[str], Any],
-    train: Callable[[Training], None],
-    measure: Callable[[Grid, Run], list[Any]] | None,
-) -> Iterator[None]:
-    """Do the work; comes back whenever `results` has changed."""
+    asked = fingerprint(grid, seeds, only)
+    if asked in read_results(out).get("complete", []):
+        return read_results(out)
+    runs = plan(grid, out, seeds, only)
+    settings = ""
     if measure is None:
         from training.ablation_figures import check_sets, measured_by
 
         check_sets(grid)
         settings = measured_by(grid)
-    else:
-        settings = ""
-    needed = {training.key: training for run in runs for training in run.trainings}
-    left = {key: training for key, training in needed.items() if not training.finished()}
-    clock = Clock(left.values(), results.setdefault("seconds", {}))
-    say(
-        f"{len(runs)} runs ({len({run.variant for run in runs})} variants, {len({run.seed for run in runs})} seeds) of "
-        f"{len(needed)} trainings, {len(needed) - len(left)} of them finished"
-    )
-    failures: dict[str, str] = {}
-    entries = results.setdefault("runs", [])
-    for run in runs:
+    out.mkdir(parents=True, exist_ok=True)
+    work = _Work(grid, out, runs, say, train or train_here, measure or _measure, settings)
+    while work.pending:
+        work.next()
+        _write_json(out / RESULTS, _gathered(grid, out))
+    results = _gathered(grid, out)
+    done = [each for each in results["runs"] if (each["variant"], each["seed"]) in {(r.variant, r.seed) for r in runs}]
+    if len(done) == len(runs) and all("figures" in each for each in done):
+        results["complete"] = [*results["complete"], asked]
+    _write_json(out / RESULTS, results)
+    write_table(grid, results, out)
+    return results
+
+
+class _Work:
+    """What is left to do, and what failed. Others may work in the same folder: a training or a model that one of them
+    is at is passed over, and come back to."""
+
+    def __init__(self, grid, out, runs, say, train, measure, settings):
+        self.grid, self.out, self.say, self.train, self.measure = grid, out, say, train, measure
+        self.settings = settings  # what the figures depend on beside the model
+        self.pending: list[Run] = list(runs)
+        self.needed = {training.key: training for run in runs for training in run.trainings}
+        self.failures: dict[str, str] = {}
+        variants, seeds = ({getattr(run, name) for run in runs} for name in ("variant", "seed"))
+        finished = sum(training.finished() for training in self.needed.values())
+        say(
+            f"{len(runs)} runs ({len(variants)} variants, {len(seeds)} seeds) of {len(self.needed)} trainings, "
+            f"{finished} of them finished"
+        )
+
+    def next(self) -> None:
+        """Bring the first run to its end that nobody else is at; wait a little where there is none."""
+        for run in self.pending:
+            if self._done(run):
+                self.pending.remove(run)
+                return
+        time.sleep(WAIT)
+
+    def _done(self, run: Run) -> bool:
+        """Whether the run is at its end, brought there now or before; False where another process is at it."""
         failed = None
         for training in run.trainings:
-            if training.key in failures:
-                failed = failures[training.key]
-            elif not training.finished():
-                number = len(needed) - len(left) + 1
-                say(f"[{number}/{len(needed)}] {training}{clock.told(left.values())}")
-                started = time.monotonic()
-                try:
-                    train(training)
-                except Exception as error:
-                    failed = failures[training.key] = f"{training}: {_first_line(error)}"
-                    say(f"failed: {failed}")
-                else:
-                    clock.add(training.stage, time.monotonic() - started)
-                left.pop(training.key)
+            if training.key not in self.failures and not training.finished():
+                with _alone(training.folder) as alone:
+                    if not alone:
+                        return False
+                    if not training.finished():
+                        self._train(training)
+            failed = failed or self.failures.get(training.key)
             if failed:
                 break
-        entry = next((each for each in entries if (each["variant"], each["seed"]) == (run.variant, run.seed)), None)
-        if entry is None:
-            entries.append(entry := {"variant": run.variant, "seed": run.seed})
+        with _alone(self.out / run.variant / f"seed-{run.seed}" / ENTRY) as alone:
+            if not alone:
+                return False
+            file = self.out / run.variant / f"seed-{run.seed}" / ENTRY
+            entry = _read_json(file)
+            if "figures" in entry and (entry["key"], entry["measured_by"]) == (run.key, self.settings) and not failed:
+                return True
+            _write_json(file, self._entry(run, failed))
+        return True
+
+    def _train(self, training: Training) -> None:
+        finished = [each for each in self.needed.values() if each.finished()]
+        left = [each for each in self.needed.values() if each not in finished]
+        self.say(f"[{len(finished) + 1}/{len(self.needed)}] {training}{time_left(finished, left)}")
+        try:
+            self.train(training)
+        except Exception as error:
+            self.failures[training.key] = f"{training}: {_first_line(error)}"
+            self.say(f"failed: {self.failures[training.key]}")
+
+    def _entry(self, run: Run, failed: str | None) -> dict[str, Any]:
+        """What `figures.json` of a run holds."""
+        entry: dict[str, Any] = {"variant": run.variant, "seed": run.seed, "key": run.key}
         if failed:
-            entry.clear()
-            entry |= {"variant": run.variant, "seed": run.seed, "key": run.key, "failed": failed}
-        elif "figures" not in entry or (entry["key"], entry["measured_by"]) != (run.key, settings):
-            started = time.monotonic()
-            entry.clear()
-            entry |= {"variant": run.variant, "seed": run.seed, "key": run.key, "measured_by": settings}
-            entry["trainings"] = {each.stage: os.path.relpath(each.folder, out) for each in run.trainings}
-            try:
-                figures = (measure or _measure)(grid, run)
-            except Exception as error:
-                entry["failed"] = f"{run.variant}, seed {run.seed}, measured: {_first_line(error)}"
-                say(f"failed: {entry['failed']}")
-            else:
-                entry["figures"] = [figure.to_dict() for figure in figures]
-            clock.add("measure", time.monotonic() - started)
+            return entry | {"failed": failed}
+        entry |= {"trainings": {each.stage: os.path.relpath(each.folder, self.out) for each in run.trainings}}
+        try:
+            figures = self.measure(self.grid, run)
+        except Exception as error:
+            failed = f"{run.variant}, seed {run.seed}, measured: {_first_line(error)}"
+            self.say(f"failed: {failed}")
+            return entry | {"failed": failed}
+        return entry | {"measured_by": self.settings, "figures": [figure.to_dict() for figure in figures]}
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """Whether no other process is at this; nobody begins while the block lasts. What is killed lets go."""
+    try:
+        import fcntl
+    except ImportError:  # not there on Windows
+        yield True
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
         else:
-            continue
-        yield
+            yield True
+
+
+def time_left(finished: Sequence[Training], left: Sequence[Training]) -> str:
+    """`, about 1:20 hours left` by the mean of what is finished of each stage; nothing where nothing is. One process'
+    work: several need less."""
+    seconds: dict[str, list[float]] = {}
+    for training in finished:
+        mark = _read_json(training.folder / MARK)
+        if "seconds" in mark:
+            seconds.setdefault(training.stage, []).append(mark["seconds"])
+    every = [value for values in seconds.values() for value in values]
+    if not every:
+        return ""
+    told = sum(sum(values) / len(values) for values in (seconds.get(each.stage, every) for each in left))
+    return f", about {int(told) // 3600}:{int(told) % 3600 // 60:02d} hours left"
+
+
+def _gathered(grid: Grid, out: Path) -> dict[str, Any]:
+    """What every run left, in the order of the file, seed after seed."""
+    order = [variant.name for variant in grid.variants]
+    runs = [entry for file in out.glob(f"*/seed-*/{ENTRY}") if (entry := _read_json(file))]
+    runs = sorted((each for each in runs if each["variant"] in order), key=lambda each: order.index(each["variant"]))
+    runs.sort(key=lambda each: each["seed"])
+    return {"complete": read_results(out).get("complete", []), "runs": runs}
 
 
 def _measure(grid: Grid, run: Run) -> list[Any]:
@@ -468,30 +530,6 @@ def _measure(grid: Grid, run: Run) -> list[Any]:
 
     last = run.trainings[-1].recipe
     return measured(grid, run.trainings[-1].folder, last["teacher"], bool(last["training"].get("bf16")))
-
-
-class Clock:
-    """How long what is left will take, by the mean of what was done.
-
-    Args:
-        seconds: by stage, how many trainings and their seconds together; grows.
-    """
-
-    def __init__(self, trainings: Any, seconds: dict[str, list[float]]):
-        self.seconds = seconds
-
-    def add(self, stage: str, seconds: float) -> None:
-        count, total = self.seconds.get(stage, (0, 0.0))
-        self.seconds[stage] = [count + 1, round(total + seconds, 1)]
-
-    def told(self, left: Any) -> str:
-        """`, about 1:20:00 left`; nothing where a stage has not been timed yet."""
-        counts, totals = (sum(each[place] for each in self.seconds.values()) for place in (0, 1))
-        if not counts:
-            return ""
-        means = {stage: total / count for stage, (count, total) in self.seconds.items()}
-        seconds = sum(means.get(training.stage, totals / counts) + means.get("measure", 0.0) for training in left)
-        return f", about {int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d} hours left"
 
 
 def train_here(training: Training) -> None:
@@ -537,15 +575,6 @@ def read_results(out: str | Path) -> dict[str, Any]:
     return _read_json(Path(out) / RESULTS)
 
 
-def _write_results(out: Path, results: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / RESULTS, results)
-
-
-def _is_one_of(entry: dict[str, Any], runs: list[Run]) -> bool:
-    return (entry["variant"], entry["seed"]) in {(run.variant, run.seed) for run in runs}
-
-
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -555,7 +584,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     """All of it or nothing: what is interrupted leaves the file as it was."""
-    part = file.with_name(file.name + ".part")
+    part = file.with_name(f".{file.name}.{os.getpid()}")
     part.write_text(json.dumps(content, indent=1), encoding="utf-8")
     part.replace(file)
 

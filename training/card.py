@@ -10,7 +10,7 @@ from typing import Any
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 PICTURE, CURVE, LOG, RECIPE, DATA = "features.png", "curve.png", "log.jsonl", "recipe.json", "data.json"
-SCALES, RETENTION = "scales.png", "retention.png"  # in `evaluation/`
+SCALES, RETENTION = "scales.png", "beside-teacher.png"  # in `evaluation/`
 APP_SETTINGS = ("sdk", "sdk_version", "python_version", "app_file")  # of a Space's card, which starts by them
 # How the Hub begins a new Space: front matter that names its sdk, and at most one line
 HUBS_OWN = re.compile(

@@ -180,6 +180,7 @@ class _Run:
         self.hashes: dict[int, str] = {}
         self.head: dict[str, Any] = {}
         self.roles: dict[str, Subject] = {}
+        self.known: Cache | None = None  # what earlier runs found; None where nothing of it is to be used
         for subject in subjects:
             self.roles.setdefault(subject.role, subject)
         if "teacher" in self.roles:  # the encoder as it was before training, unless another start is named
@@ -189,6 +190,7 @@ class _Run:
 
     def plan(self, evaluators: Sequence[Evaluator], cache: Cache | None) -> None:
         """Who is measured by what, and what of it is known already."""
+        self.known = cache
         subjects = []
         for subject in self.subjects:
             try:
@@ -278,7 +280,7 @@ class _Run:
                 subject.release()
 
     def _one(self, one: _Measure, cache: Cache) -> None:
-        work = Work(self.batch_size, self.progress, self.seed, self.roles)
+        work = Work(self.batch_size, self.progress, self.seed, self.roles, cache=self.known)
         entry = one.entry = Entry([], work.items, work.notes)
         start = time.perf_counter()
         try:
