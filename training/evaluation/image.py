@@ -1,4 +1,4 @@
-"""How well an encoder knows pictures of kinds it was never trained on: k-NN, zero-shot naming, linear CKA.
+"""How well an encoder knows pictures of kinds it was never trained on: k-NN, zero-shot naming, retrieval, linear CKA.
 
 The pictures are ``pictures-validation`` of :mod:`training.data.pictures`: some fifty kinds, each drawn by several
 hands. Two of them by one hand look alike for the hand's sake, so a picture finds its neighbours among other families
@@ -25,8 +25,8 @@ from training.data.pictures import compose
 BACKGROUNDS = ((255, 255, 255), (245, 245, 245), (230, 230, 230))  # white and two light greys, one fixed for a picture
 
 
-def knn_correct(features: np.ndarray, labels: Sequence, styles: Sequence, k: int = 5) -> np.ndarray:
-    """Which pictures their ``k`` nearest neighbours of other styles name rightly.
+def knn_names(features: np.ndarray, labels: Sequence, styles: Sequence, k: int = 5) -> np.ndarray:
+    """What their ``k`` nearest neighbours of other styles name pictures.
 
     Args:
         features: (n, D), any scale; nearness is the cosine.
@@ -35,7 +35,7 @@ def knn_correct(features: np.ndarray, labels: Sequence, styles: Sequence, k: int
         k: neighbours that vote. The most votes win; among equals, the larger sum of cosines.
 
     Returns:
-        (n,) bool.
+        (n,) kinds.
 
     Raises:
         ValueError: lengths differ, a value is not finite, or a picture has fewer than ``k`` pictures of other styles.
@@ -49,25 +49,131 @@ def knn_correct(features: np.ndarray, labels: Sequence, styles: Sequence, k: int
         )
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    unit = _unit(features, "features")
-    similarity = unit @ unit.T  # (n, n)
-    similarity[styles[:, None] == styles[None, :]] = -np.inf
+    similarity = _across_styles(features, styles)
     if (np.isfinite(similarity).sum(axis=1) < k).any():
         raise ValueError(f"some pictures have fewer than k = {k} pictures of other styles to be compared with")
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    correct = np.zeros(len(features), dtype=bool)
+    named = np.empty(len(features), dtype=labels.dtype)
     for i, neighbours in enumerate(nearest):
         kinds, votes = np.unique(labels[neighbours], return_inverse=True)
         count = np.bincount(votes)
         closeness = np.bincount(votes, weights=similarity[i, neighbours])
-        best = max(range(len(kinds)), key=lambda j: (count[j], closeness[j]))
-        correct[i] = kinds[best] == labels[i]
-    return correct
+        named[i] = kinds[max(range(len(kinds)), key=lambda j: (count[j], closeness[j]))]
+    return named
+
+
+def knn_correct(features: np.ndarray, labels: Sequence, styles: Sequence, k: int = 5) -> np.ndarray:
+    """(n,) bool, which pictures their neighbours name rightly. Arguments and errors as for :func:`knn_names`."""
+    return knn_names(features, labels, styles, k) == np.asarray(labels)
 
 
 def knn_accuracy(features: np.ndarray, labels: Sequence, styles: Sequence, k: int = 5) -> float:
     """Share of pictures that leave-one-style-out k-NN names rightly, 0 to 1. See :func:`knn_correct`."""
     return float(knn_correct(features, labels, styles, k).mean())
+
+
+def knn_weighted_correct(
+    features: np.ndarray, labels: Sequence, styles: Sequence, k: int = 20, temperature: float = 0.07
+) -> np.ndarray:
+    """Which pictures the weighted vote of their ``k`` nearest neighbours of other styles names rightly.
+
+    A neighbour's vote weighs ``exp(cosine / temperature)``; k and temperature are those usual on ImageNet (Wu et al.,
+    arXiv 1805.01978; DINO, arXiv 2104.14294).
+
+    Args:
+        features, labels, styles: as for :func:`knn_correct`.
+        k: neighbours that vote; all of other styles where there are fewer.
+        temperature: greater than 0; the smaller, the more the nearest decide.
+
+    Returns:
+        (n,) bool.
+
+    Raises:
+        ValueError: lengths differ, a value is not finite, or a picture has no picture of another style.
+    """
+    names, truth = np.unique(np.asarray(labels), return_inverse=True)
+    similarity = _across_styles(features, styles)
+    if len(similarity) != len(truth):
+        raise ValueError(f"{len(similarity)} features with {len(truth)} labels")
+    if not np.isfinite(similarity).any(axis=1).all():
+        raise ValueError("some pictures have no picture of another style to be compared with")
+    return weighted_vote(similarity, truth, len(names), k, temperature) == truth
+
+
+def weighted_vote(
+    similarity: np.ndarray, labels: np.ndarray, classes: int, k: int = 20, temperature: float = 0.07
+) -> np.ndarray:
+    """(n,) the class that the ``k`` nearest of each row vote for, each by ``exp(cosine / temperature)``.
+
+    Args:
+        similarity: (n, m) cosines; ``-inf`` has no vote.
+        labels: (m,) class numbers.
+        classes: how many there are; among equals the lowest number wins.
+    """
+    k = min(k, similarity.shape[1])
+    nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+    weights = np.exp(np.take_along_axis(similarity, nearest, axis=1).astype(np.float64) / temperature)
+    votes = np.zeros((len(similarity), classes))
+    np.add.at(votes, (np.arange(len(similarity))[:, None], labels[nearest]), weights)
+    return votes.argmax(axis=1)
+
+
+def average_precision(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """(n,) mean over a query's relevant items of the precision at the place of each, 0 to 1.
+
+    Args:
+        similarity: (n, m) of each query to each item; ``-inf`` is not in the query's gallery. Among equals what is not
+            relevant stands first, so that constant features score little.
+        relevant: (n, m) bool; NaN for a query without a relevant item in its gallery.
+    """
+    inside = np.isfinite(similarity)
+    relevant = np.asarray(relevant, dtype=bool) & inside
+    order = np.lexsort((relevant, -similarity), axis=1)  # by similarity, then False before True
+    hits = np.take_along_axis(relevant, order, axis=1)
+    precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
+    count = hits.sum(axis=1)
+    return np.where(count > 0, (precision * hits).sum(axis=1) / np.maximum(count, 1), np.nan)
+
+
+def recalled(similarity: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
+    """(n,) bool, whether a relevant item is among the ``k`` most similar of each query.
+
+    Arguments as for :func:`average_precision`; an item as similar as the relevant one counts as more similar.
+    """
+    relevant = np.asarray(relevant, dtype=bool) & np.isfinite(similarity)
+    best = np.where(relevant, similarity, -np.inf).max(axis=1, keepdims=True)
+    before = ((similarity >= best) & ~relevant).sum(axis=1)
+    return relevant.any(axis=1) & (before < k)
+
+
+def _across_styles(features: np.ndarray, styles: Sequence) -> np.ndarray:
+    """(n, n) cosines, ``-inf`` between pictures of one style."""
+    features, styles = np.asarray(features, dtype=np.float64), np.asarray(styles)
+    if features.ndim != 2 or len(features) != len(styles):
+        raise ValueError(f"features of shape (n, D) with n styles are needed; got {features.shape}, {len(styles)}")
+    unit = _unit(features, "features")
+    similarity = unit @ unit.T  # (n, n)
+    similarity[styles[:, None] == styles[None, :]] = -np.inf
+    return similarity
+
+
+def retrieval(features: np.ndarray, labels: Sequence, styles: Sequence) -> dict[str, np.ndarray]:
+    """Each picture as a query for pictures of its kind among those of other styles.
+
+    Args:
+        features, labels, styles: as for :func:`knn_correct`.
+
+    Returns:
+        ``"map"`` (n,) average precisions, ``"recall1"`` and ``"recall5"`` (n,) whether one of its kind is among the 1
+        and the 5 nearest; NaN where no picture of another style is of its kind.
+    """
+    similarity = _across_styles(features, styles)
+    labels = np.asarray(labels)
+    relevant = (labels[:, None] == labels[None, :]) & np.isfinite(similarity)
+    found = {"map": average_precision(similarity, relevant)}
+    for k in (1, 5):
+        found[f"recall{k}"] = np.where(relevant.any(axis=1), recalled(similarity, relevant, k), np.nan)
+    return found
 
 
 def zero_shot_ranks(image_embeds: np.ndarray, class_text_embeds: np.ndarray, labels: Sequence[int]) -> np.ndarray:
