@@ -10,9 +10,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from training.evaluation import peers
-from training.evaluation.contract import READ, NotMeasured, TextSample
+from training.evaluation.contract import READ, NotMeasured, Options, TextSample
 from training.evaluation.peers import environment, hub, tesseract
 from training.evaluation.peers.worker import WORKERS, WorkerSubject
+from training.evaluation.sets import default_sets
 
 ENGINE = f"""
 import os, sys, time
@@ -384,6 +385,12 @@ def test_packages_of_tesseract_are_its_own_and_those_that_the_machine_lacks(monk
     done = lambda command, **_: type("Done", (), {"returncode": 0, "stdout": said[command[0]]})  # noqa: E731
     monkeypatch.setattr(environment.subprocess, "run", done)
     assert environment._lacking_packages() == ["libtesseract5", "libtiff6", "tesseract-ocr", "tesseract-ocr-eng"]
+
+
+def test_sets_of_text_say_whether_a_reader_has_to_find_the_parts_of_a_page():
+    layouts = {each.name: each.layout for each in default_sets(Options(sets=("funsd", "mine=/somewhere")))}
+    assert layouts["blocks"] == "block"
+    assert {layout for name, layout in layouts.items() if name != "blocks"} == {"page"}
 
 
 # -- models of the Hub ------------------------------------------------------------------------------------------------
