@@ -193,8 +193,8 @@ def _lacking_packages() -> list[str]:
     asked = subprocess.run(
         ["apt-cache", "depends", "--recurse", *silent, *TESSERACT_PACKAGES], capture_output=True, text=True
     )
-    # Names of packages begin their line. Of alternatives all are there, so only tesseract's own are taken from it; what
-    # else is needed, a simulated installation tells.
+    # Names of packages begin their line. Of alternatives all are there, so only tesseract's own are taken from it;
+    # what else is needed, a simulated installation tells.
     closure = {line.split(":")[0] for line in asked.stdout.splitlines() if line and line[0] not in " <|"}
     if asked.returncode or not set(TESSERACT_PACKAGES) <= closure:
         raise RuntimeError("apt knows no package tesseract-ocr; `apt-get update` may help")
