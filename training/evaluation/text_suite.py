@@ -67,6 +67,8 @@ class TextEvaluator(Evaluator):
             yield from _by_x_height(measure, self.text_set.heights, work)
             work.items += measure.items()
             _remark(readings, f"{subject.name}, {way}" if way else subject.name, work)
+        # what a peer has to say of how it reads, once it has read
+        work.notes += [note for note in getattr(subject, "notes", ()) if note not in work.notes]
 
 
 class _Plain:
