@@ -480,6 +480,43 @@ def test_a_dual_encoder_names_as_transformers_own_model_does(model, request, hel
     assert [figure.name for figure in figures[:2]] == ["zero_shot_top1", "zero_shot_top5"]
 
 
+def test_a_full_model_started_from_clip_is_named_through_its_vision_decoder_and_without(clip, held_out, tmp_path):
+    from transformers import CLIPModel
+
+    from modeling_unit import UnitForPreTraining
+    from training.evaluation.image_suite import naming_ways
+    from training.evaluation.subjects import ModelSubject
+
+    torch.manual_seed(3)
+    vision = {"model_type": "clip_vision_model", **SMALL, "image_size": 32, "patch_size": 8}
+    tiny.unit_model(vision=vision).save_pretrained(tmp_path)
+    tiny.processor().save_pretrained(tmp_path)
+    subject, pictures, tower = ModelSubject(tmp_path), HeldOutPictures(held_out), TextTower(clip)
+    ways, failed, _ = naming_ways(subject, pictures, None, quiet(), tower, tower.width)
+    model, whole = UnitForPreTraining.from_pretrained(tmp_path), CLIPModel.from_pretrained(clip)
+    pixels = subject.encoder().pixels([pictures.picture(i, 32) for i in range(len(pictures))])
+    with torch.no_grad():
+        token = model.vision_model(pixels).last_hidden_state[:, 0]
+        expected = {
+            way: whole.visual_projection(whole.vision_model.post_layernorm(each)).numpy()
+            for way, each in (("class token", token), ("vision decoder", model.vision_decoder(token)))
+        }
+    assert set(ways) == set(expected)
+    assert not failed.any()
+    for way, found in ways.items():
+        assert found == pytest.approx(expected[way], abs=1e-5)
+
+
+def test_captions_without_embeddings_are_a_note(tmp_path):
+    write_held_out(tmp_path)
+    path = tmp_path / "concept_sentence.safetensors"
+    save_file({"embeddings": torch.eye(3)[[1, 2, 0]]}, path)
+    work = quiet()
+    found = by_name(Naming(HeldOutPictures(tmp_path)).figures(Named(), work))
+    assert set(found) == {("zero_shot_top1", "class token"), ("zero_shot_top5", "class token")}
+    assert any("`unit data targets`" in note for note in work.notes)
+
+
 def test_text_vectors_are_those_of_the_model(clip):
     from transformers import AutoTokenizer, CLIPModel
 
