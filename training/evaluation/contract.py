@@ -119,6 +119,7 @@ class TextSample:
         source: where it comes from; also the group that stands and falls together in a bootstrap.
         markdown: whether ``text`` is Markdown.
         error: why ``image`` is None; ``""`` otherwise.
+        layout: ``"block"``, text of one column and nothing else, or ``"page"``, whose parts a reader has to find.
     """
 
     index: int
@@ -128,6 +129,7 @@ class TextSample:
     source: str = ""
     markdown: bool = False
     error: str = ""
+    layout: str = "block"
 
 
 class Progress(Protocol):
@@ -148,6 +150,7 @@ class Work:
         subjects: every subject of this evaluation by role, for what is measured against the teacher or the start.
         items: one plain dict per item, for whoever wants to look: written to ``items/*.jsonl``, and cached.
         notes: lines for the report.
+        cache: a :class:`training.evaluation.cache.Cache` with what earlier runs read; None to read everything anew.
     """
 
     batch_size: int = 16
@@ -156,6 +159,7 @@ class Work:
     subjects: Mapping[str, Subject] = field(default_factory=dict)
     items: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    cache: Any = None
 
     def bar(self, total: int, what: str, unit: str = "item") -> Progress:
         """A progress bar of ``total`` items called ``what``."""
@@ -177,6 +181,7 @@ class Options:
         text_tower: folder or Hub id of the text encoder that names classes; None for the model's own.
         peers: names of other readers.
         resolutions: sides in pixels at which pictures are measured; None for multiples of the model's own.
+        chunks: folder of held-out chunks of a few lines; None where `unit data` puts them.
     """
 
     limit: int | None = None
@@ -189,6 +194,7 @@ class Options:
     text_tower: str | None = None
     peers: tuple[str, ...] = ()
     resolutions: tuple[int, ...] | None = None
+    chunks: Path | None = None
 
 
 class Evaluator(ABC):

@@ -49,7 +49,7 @@ class Features:
 
     Attributes:
         arrays: ``"class token"`` and ``"patch mean"`` -> (n, D) float32.
-        embeddings: way of naming, as ``PictureEncoder.zero_shot`` has it -> (n, width) float32.
+        embeddings: way of naming, as ``PictureEncoder.naming`` has it -> (n, width) float32.
         failed: (n,) bool, pictures that could not be read or that the subject raised an error at; rows of zeros.
         resolution: side in pixels that the pictures were seen at.
         root_mean_square, largest: of all values of all patch tokens, and the largest magnitude among them.
@@ -167,7 +167,7 @@ def _features(subject: Subject, images: list[Image.Image], side: int):
     encoder = subject.encoder()
     with precision(subject):
         prefix, patches = encoder.tokens(images, side)
-        embeddings = {way: as_array(embed(images, side)) for way, embed in encoder.zero_shot.items()}
+        embeddings = {way: as_array(name(prefix)) for way, name in encoder.naming.items()}
     tokens = {CLASS_TOKEN: as_array(prefix), PATCH_MEAN: as_array(patches.mean(dim=1))}  # in the model's own precision
     patches = patches.float()
     for array in (*tokens.values(), *embeddings.values()):

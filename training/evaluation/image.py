@@ -25,8 +25,8 @@ from training.data.pictures import compose
 BACKGROUNDS = ((255, 255, 255), (245, 245, 245), (230, 230, 230))  # white and two light greys, one fixed for a picture
 
 
-def knn_correct(features: np.ndarray, labels: Sequence, styles: Sequence, k: int = 5) -> np.ndarray:
-    """Which pictures their ``k`` nearest neighbours of other styles name rightly.
+def knn_names(features: np.ndarray, labels: Sequence, styles: Sequence, k: int = 5) -> np.ndarray:
+    """What their ``k`` nearest neighbours of other styles name pictures.
 
     Args:
         features: (n, D), any scale; nearness is the cosine.
@@ -35,7 +35,7 @@ def knn_correct(features: np.ndarray, labels: Sequence, styles: Sequence, k: int
         k: neighbours that vote. The most votes win; among equals, the larger sum of cosines.
 
     Returns:
-        (n,) bool.
+        (n,) kinds.
 
     Raises:
         ValueError: lengths differ, a value is not finite, or a picture has fewer than ``k`` pictures of other styles.
@@ -53,14 +53,18 @@ def knn_correct(features: np.ndarray, labels: Sequence, styles: Sequence, k: int
     if (np.isfinite(similarity).sum(axis=1) < k).any():
         raise ValueError(f"some pictures have fewer than k = {k} pictures of other styles to be compared with")
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    correct = np.zeros(len(features), dtype=bool)
+    named = np.empty(len(features), dtype=labels.dtype)
     for i, neighbours in enumerate(nearest):
         kinds, votes = np.unique(labels[neighbours], return_inverse=True)
         count = np.bincount(votes)
         closeness = np.bincount(votes, weights=similarity[i, neighbours])
-        best = max(range(len(kinds)), key=lambda j: (count[j], closeness[j]))
-        correct[i] = kinds[best] == labels[i]
-    return correct
+        named[i] = kinds[max(range(len(kinds)), key=lambda j: (count[j], closeness[j]))]
+    return named
+
+
+def knn_correct(features: np.ndarray, labels: Sequence, styles: Sequence, k: int = 5) -> np.ndarray:
+    """(n,) bool, which pictures their neighbours name rightly. Arguments and errors as for :func:`knn_names`."""
+    return knn_names(features, labels, styles, k) == np.asarray(labels)
 
 
 def knn_accuracy(features: np.ndarray, labels: Sequence, styles: Sequence, k: int = 5) -> float:

@@ -6,7 +6,9 @@ Nothing here imports torch before a weight is needed.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,21 @@ if TYPE_CHECKING:
 # What decides what a checkpoint answers; logs, curves and cards do not.
 DECIDING = ("*.safetensors", "*.json", "*.txt", "*.model")
 ASIDE = ("evaluation", "trainer_state.json", "recipe.json")
+# Most pieces of a page's Markdown: ours, twice what a page of 600 words takes with an English vocabulary of 32,000.
+MARKDOWN_PIECES = 2048
+# As `repetition_stopped` and `truncated` of the reader's blocks
+REPETITION, TRUNCATED = "repetition stopped", "stopped at its limit"
+
+
+@dataclass(frozen=True)
+class ReadText:
+    """One image as a subject read it: ``seconds`` spent, ``error`` in one line where it failed, and ``remarks`` of
+    the reader itself, ``REPETITION`` or ``TRUNCATED``."""
+
+    text: str
+    seconds: float = 0.0
+    error: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 class ModelSubject:
@@ -53,6 +70,8 @@ class ModelSubject:
         self._reader: Any = None
         self._encoder: PictureEncoder | None = None
 
+    makes_remarks = True  # of its readings, see ReadText
+
     def hash(self) -> str:
         """Over names and contents of the files that decide what the model answers."""
         files = sorted({file for pattern in DECIDING for file in self.folder.glob(pattern)})
@@ -68,9 +87,46 @@ class ModelSubject:
             self._reader = modeling_unit.Reader.from_pretrained(str(self.folder), device=self.device)
         return self._reader
 
+    @property
+    def writes_markdown(self) -> bool:
+        """Whether it has a prompt for Markdown; known without loading weights."""
+        try:
+            settings = json.loads((self.folder / "processor_config.json").read_text(encoding="utf-8"))
+            return self.full and "markdown" in settings["task_prompts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
     def read(self, samples: Sequence[Any]) -> list[str]:
-        """As `unit read` does: whole pages, blocks or lines, of any size."""
-        return [page.text for page in self.reader().read_many([sample.image for sample in samples])]
+        """As `unit read` does: whole pages, blocks or lines, of any size. Samples that ask for Markdown are given to
+        the model whole, with its Markdown prompt where it has one."""
+        return [found.text for found in self.readings(samples)]
+
+    def readings(self, samples: Sequence[Any]) -> list[ReadText]:
+        """As :meth:`read`, with seconds, and what the reader itself says of a text."""
+        found: dict[int, ReadText] = {}
+        whole = [place for place, sample in enumerate(samples) if sample.markdown and self.writes_markdown]
+        if whole:
+            found |= zip(whole, self._read_whole([samples[place].image for place in whole]), strict=True)
+        cut = [place for place in range(len(samples)) if place not in found]
+        pages = self.reader().read_many([samples[place].image for place in cut]) if cut else []
+        for place, page in zip(cut, pages, strict=True):
+            stopped = any(block.repetition_stopped for block in page.blocks)
+            truncated = any(block.truncated for block in page.blocks)
+            remarks = (REPETITION,) * stopped + (TRUNCATED,) * truncated
+            found[place] = ReadText(page.text, page.seconds, remarks=remarks)
+        return [found[place] for place in range(len(samples))]
+
+    def _read_whole(self, images: Sequence[Any]) -> list[ReadText]:
+        """Markdown of whole pages, each seen at once."""
+        reader = self.reader()
+        start = time.perf_counter()
+        inputs = reader.processor(images=list(images), task="markdown", return_tensors="pt")
+        text_config = self.config.get("text_config") or {}
+        room = int(text_config.get("max_position_embeddings") or 0) - inputs["input_ids"].shape[1]
+        most = min(MARKDOWN_PIECES, room) if room > 0 else MARKDOWN_PIECES
+        texts = reader.read_inputs(inputs, [most] * len(images))
+        seconds = (time.perf_counter() - start) / len(images)
+        return [ReadText(text, seconds) for text in texts]
 
     def describe(self, images: Sequence[Any]) -> list[str]:
         """As `unit describe` does."""
@@ -115,6 +171,7 @@ class PictureEncoder:
         zero_shot: way of naming -> function of pictures to (B, 384) embeddings. ``""`` is the model's own: a full
             model's goes through the vision decoder, which is where the paper keeps recognition, an encoder's straight
             from the class token. ``"no vision decoder"`` takes a full model's class token as if it were the teacher's.
+        naming: the same ways -> function of class tokens (B, D) as :meth:`tokens` gives them, for whoever has them.
         projection: (384, D) from the class token to the sentence encoder's space, or None.
         largest: largest magnitude among all patch tokens seen so far.
     """
@@ -128,14 +185,15 @@ class PictureEncoder:
 
         config = read_config(path)
         self.device = device
-        self.zero_shot: dict[str, Callable[..., torch.Tensor]] = {}
+        self.naming: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
         self.projection: torch.Tensor | None = None
         self.largest, self._squares, self._values = 0.0, 0.0, 0
         if isinstance(config, UnitConfig):
             self.model = UnitForPreTraining.from_pretrained(path)
             if config.projection_dim:
                 self.projection = self.model.visual_projection.weight.detach()
-                self.zero_shot[""] = self._decoded
+                if prefix_tokens(config.vision_config):
+                    self.naming[""] = self._decoded
         else:
             found = find_vision_source(path)
             config, self.model, self.prefix = found.config, found.load(None), prefix_tokens(found.config)
@@ -148,7 +206,8 @@ class PictureEncoder:
         width = getattr(config, "vision_config", config).hidden_size
         if self.projection is not None and self.projection.shape[1] == width:
             self.projection = self.projection.to(device)
-            self.zero_shot["no vision decoder" if self.zero_shot else ""] = self._projected
+            self.naming["no vision decoder" if self.naming else ""] = self._projected
+        self.zero_shot = {way: self._of_pictures(name) for way, name in self.naming.items()}
         self.model.eval().to(device)
 
     def pixels(self, pictures: list[Image.Image], resolution: int | None = None) -> torch.Tensor:
@@ -190,17 +249,21 @@ class PictureEncoder:
         """Of all values of all patch tokens seen so far."""
         return (self._squares / max(1, self._values)) ** 0.5
 
-    def _decoded(self, pictures: list[Image.Image], resolution: int | None = None) -> torch.Tensor:
+    def _of_pictures(self, name: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda pictures, resolution=None: name(self.tokens(pictures, resolution)[0])
+
+    def _decoded(self, classes: torch.Tensor) -> torch.Tensor:
         import torch
 
         with torch.inference_mode():
-            return self.model.get_projected_image_features(self.pixels(pictures, resolution))
+            embeddings = self.model.visual_projection(self.model.vision_decoder(classes))
+            return torch.nn.functional.normalize(embeddings.float(), dim=-1)
 
-    def _projected(self, pictures: list[Image.Image], resolution: int | None = None) -> torch.Tensor:
+    def _projected(self, classes: torch.Tensor) -> torch.Tensor:
         import torch
 
         with torch.inference_mode():
-            return self.tokens(pictures, resolution)[0].float() @ self.projection.float().T
+            return classes.float() @ self.projection.float().T
 
 
 def read_config(model: str):
