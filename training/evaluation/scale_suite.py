@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 # Sides as multiples of x1's: below what was trained, both readings of x4 (2 as the area, 4 as the side) and between
 MULTIPLES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 # Of 476: a picture of 4 times the side costs more than 16 small ones, and each is taken at every size.  [ours]
-PICTURES = 150
+PICTURES = 130
 DOCUMENTS = 64  # of either set of chunks  [ours]
 SIZES = 4  # of documents, from x1 to x4  [ours]
 DESCRIBED = 48  # inputs of a kind whose activations are described  [ours]
@@ -513,7 +513,7 @@ def alike(
             yield Figure(name, found.value, found.low, found.high, len(one) + failed, failed, at=dict(at))
         if len(one) > NEIGHBOURS:
             shares = mutual_neighbours(one, other)
-            yield share("mutual_neighbours", shares, groups, {**at, "k": NEIGHBOURS}, seed, failed)
+            yield share("mutual_neighbours", shares, groups, at, seed, failed)
     except ValueError as error:
         raise NotMeasured(f"{len(one)} items: {error}") from error
     if one.shape == other.shape:
@@ -620,15 +620,12 @@ class AlikeDocuments(Evaluator):
         sources = np.array([samples[index].source for index in fine])
         patches = [[tokens.patches[index] for index in fine] for tokens in (small, large)]
         means = [np.stack([each.mean(axis=(0, 1)) for each in some]) for some in patches]
-        at = {"resolution": x4}
-        yield from alike(
-            small.classes[fine], large.classes[fine], sources, {**at, "feature": CLASS_TOKEN}, work.seed, failed
-        )
-        yield from alike(*means, sources, {**at, "feature": PATCH_MEAN}, work.seed, failed)
+        pair = small.classes[fine], large.classes[fine]
+        yield from alike(*pair, sources, {"feature": CLASS_TOKEN}, work.seed, failed)
+        yield from alike(*means, sources, {"feature": PATCH_MEAN}, work.seed, failed)
         one, other, owners = common_grids(*patches)
-        yield from alike_patches(
-            one, other, sources[owners], {**at, "feature": "patches"}, work.seed, len(samples), failed
-        )
+        at = {"feature": "patches"}
+        yield from alike_patches(one, other, sources[owners], at, work.seed, len(samples), failed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
