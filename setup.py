@@ -72,6 +72,7 @@ DEV = [
     "pytest>=7.0",  # first with the `pythonpath` setting, see pyproject.toml
     "pytest-xdist>=3.2",  # first with `--dist worksteal`
     "playwright>=1.65",  # the oldest that the suite was run with; drives a Chromium that is installed beside it
+    "jiwer>=4.0",  # the oldest that the suite was run with; error rates are compared with its
     "ruff>=0.15",  # first that formats in the style of 2026
     "setuptools>=77.0.3",  # first with licences as SPDX expressions; test_packaging asks it what a wheel would hold
 ]
@@ -102,6 +103,7 @@ setup(
             "recipes/**/*.sh",
             "recipes/**/*.md",
             "evaluation/*.yaml",
+            "evaluation/lmms/tasks/_local_file_yaml",
             "*.jinja",
         ],
         "training.data": ["*.yaml"],
@@ -115,7 +117,11 @@ setup(
         "export": EXPORT,
         "dev": DEV,
     },
-    entry_points={"console_scripts": ["unit = unit_cli.__main__:main"]},
+    entry_points={
+        "console_scripts": ["unit = unit_cli.__main__:main"],
+        # lmms-eval, where it is installed beside us, finds its model `unit_llava` here
+        "lmms_eval.models": ["unit = training.evaluation.lmms:manifest"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Image Recognition",

@@ -10,11 +10,25 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from training.evaluation.measuring import interleave, synchronise
+
+__all__ = [
+    "decoder_flops",
+    "encoder_flops",
+    "interleave",
+    "matmul_rate",
+    "peak_memory",
+    "ratio",
+    "shuffled_documents",
+    "synchronise",
+    "training_flops",
+]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Operation counts
@@ -106,12 +120,6 @@ def matmul_rate(
     return best
 
 
-def synchronise(device: str | torch.device) -> None:
-    """Wait until ``device`` has done what it was told; nothing to wait for on a CPU."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def peak_memory(usage: resource.struct_rusage) -> int:
     """Peak resident memory in bytes of a process, from its ``rusage`` (Linux counts kilobytes, macOS bytes)."""
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -120,38 +128,6 @@ def peak_memory(usage: resource.struct_rusage) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 # Timing
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def interleave(
-    functions: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int = 15,
-    seconds: float = 3.0,
-    warmup: int = 2,
-    device: str | torch.device = "cpu",
-) -> dict[str, list[float]]:
-    """Times of ``functions`` in seconds, taken in turns (A B A B ...), so that a drift of the machine hits all alike.
-
-    Args:
-        rounds: at least so many rounds are measured.
-        seconds: go on until so much time has been spent, all functions together.
-        warmup: calls of each before the first that counts.
-    """
-    for _ in range(warmup):
-        for function in functions.values():
-            function()
-    synchronise(device)
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    until = time.perf_counter() + seconds
-    done = 0
-    while done < rounds or time.perf_counter() < until:
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            synchronise(device)
-            times[name].append(time.perf_counter() - start)
-        done += 1
-    return times
 
 
 def ratio(times: Mapping[str, Sequence[float]], one: str, other: str) -> float:

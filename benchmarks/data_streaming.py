@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.memory import resident
+from training.evaluation.measuring import resident
 from training.evaluation.report import COLOURS, machine, markdown_table
 
 ROWS = (10_000, 30_000, 100_000, 300_000, 1_000_000)

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.memory import in_a_process, resident
+from benchmarks.memory import in_a_process
+from training.evaluation.measuring import resident
 from training.evaluation.report import machine, markdown_table
 
 MB = 1e6

@@ -12,28 +12,15 @@ would be heads x tokens squared numbers in each layer.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from training.evaluation.measuring import begin_peak, read_peak
+from training.evaluation.measuring import in_a_process as fresh
+
 SIDES = (16, 32, 48, 64, 80, 96, 112, 128)  # patches: 256 to 16,384 tokens
-ROOT = Path(__file__).resolve().parents[1]
-# glibc's malloc keeps what is freed, in steps that depend on history; told to give back what is over 64 kB at once, it
-# leaves resident memory to what lives
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-
-
-def resident(what: str) -> int:
-    """Bytes of this process's memory: ``VmRSS`` is now, ``VmHWM`` the peak since it was reset."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{what}:"):
-            return 1024 * int(line.split()[1])
-    raise OSError(f"/proc/self/status has no {what}")
 
 
 def measure_point(shape: str, dtype: str, do: str, side: int, device: str) -> dict:
@@ -75,27 +62,6 @@ def measure_point(shape: str, dtype: str, do: str, side: int, device: str) -> di
     return {"tokens": side * side + 1, "bytes": peak - before, "attention": sorted(names.seen)}
 
 
-def begin_peak(device: str) -> int:
-    """Start a peak anew; returns the bytes that are held now, of torch's allocator on a GPU, else resident."""
-    if device == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident("VmRSS")
-
-
-def read_peak(device: str) -> int:
-    """Bytes held at most since [`begin_peak`]."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    return resident("VmHWM")
-
-
 def in_a_process(module: str, *arguments) -> dict:
     """What `measure_point` of a benchmark gives in a fresh process.
 
@@ -105,13 +71,7 @@ def in_a_process(module: str, *arguments) -> dict:
     Raises:
         RuntimeError: it failed; the last line says why.
     """
-    call = f"measure_point({', '.join(map(repr, arguments))})"
-    code = f"import json; from benchmarks.{module} import measure_point; print(json.dumps({call}))"
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | GIVE_BACK, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
-    return json.loads(done.stdout.splitlines()[-1])
+    return fresh(f"benchmarks.{module}", "measure_point", *arguments)
 
 
 def fit_line(tokens: np.ndarray, peaks: np.ndarray) -> tuple[float, float, float, float]:

@@ -27,7 +27,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from benchmarks.memory import GIVE_BACK
+from training.evaluation.measuring import GIVE_BACK
 from training.evaluation.report import machine, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,9 +88,9 @@ def write_run(folder: Path, width: int, steps: int, bf16: bool = True, checkpoin
 
 def run_measured(path: Path) -> dict[str, float]:
     """In a process of its own: run a recipe; peak bytes above those when training begins, seconds of a step."""
-    from benchmarks.memory import resident
     from benchmarks.training_step import Stopwatch
     from training import recipe
+    from training.evaluation.measuring import resident
     from training.trainer import UnitTrainer
 
     with tempfile.TemporaryDirectory() as name:  # a small run first: what is loaded at first use is there then

@@ -18,7 +18,8 @@ import tempfile
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.memory import begin_peak, fit_line, in_a_process, read_peak
+from benchmarks.memory import fit_line, in_a_process
+from training.evaluation.measuring import begin_peak, read_peak
 
 SIDES = (16, 24, 32, 40, 48, 56, 64)  # patches: 256 to 4,096
 PATCH = 16

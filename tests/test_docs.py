@@ -19,7 +19,10 @@ from unit_cli.__main__ import parser
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")]
 )
-RECIPES = sorted((ROOT / "training" / "recipes").glob("**/*.yaml"))
+# files below ablations/ are grids of recipes: test_ablations.py
+RECIPES = [
+    path for path in sorted((ROOT / "training" / "recipes").glob("**/*.yaml")) if path.parent.name != "ablations"
+]
 NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
 # folders of the repository: what a command names below them must be there, unless the command makes it
 OURS = ("training/", "docs/", "spaces_demo/", "modeling_unit/", "benchmarks/", "tests/")

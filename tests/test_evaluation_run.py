@@ -1,283 +1,430 @@
-"""training/evaluation/run.py and report.py: both suites on tiny models, what is written, what bad input gets."""
+"""training/evaluation/run.py: who is measured by what and in which order, what is kept, what goes wrong, bad input."""
 
-import io
 import json
+import subprocess
+import sys
+import types
+from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
-from PIL import Image
-from safetensors.numpy import save_file as save_numpy
-from safetensors.torch import save_file
 
-from modeling_unit import (
-    UnitConfig,
-    UnitForPreTraining,
-    UnitImageProcessor,
-    UnitProcessor,
-    UnitVisionConfig,
-    UnitVisionModel,
-)
-from training.evaluation import run, subjects
-from training.evaluation.report import image_table, markdown_table, text_tables, with_interval, write_report
-from training.evaluation.text import FIGURES, PEERS, PeerMissing
-from training.teacher import PROJECTION_FILE
-from training.tokenizer import byte_tokenizer
+from training.evaluation import run
+from training.evaluation.contract import ENCODE, READ, Evaluator, Figure, NotMeasured, Options
+from training.evaluation.report import load_results
 
-WIDTH = 16
-VISION = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "patch_size": 8,
-    "image_size": 64,
-    "cpe_max_size": 64,
-}
-TEXT = {
-    "model_type": "qwen3",
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
+ROOT = Path(__file__).parent.parent
 
 
-def image_processor() -> UnitImageProcessor:
-    return UnitImageProcessor(patch_size=8, base_size=16, scale_as="area", max_side=64)
+def model_folder(path, kind="unit", weights=b"weights"):
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"model_type": kind}))
+    (path / "model.safetensors").write_bytes(weights)
+    return str(path)
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    """An encoder with its projection beside it, as training stage zero leaves it."""
-    folder = tmp_path_factory.mktemp("teacher")
-    torch.manual_seed(1)
-    UnitVisionModel(UnitVisionConfig(**VISION)).save_pretrained(folder)
-    save_file({"weight": torch.randn(384, WIDTH)}, str(folder / PROJECTION_FILE))
-    image_processor().save_pretrained(folder)
-    return folder
+class Measured(Evaluator):
+    """Yields what it is given, and writes down whom it measured."""
+
+    suite = "text"
+
+    def __init__(self, name="blocks", log=None, figures=(), settings=None, **attributes):
+        self.name, self.log, self.given, self.settings = name, log if log is not None else [], figures, settings or {}
+        for key, value in attributes.items():
+            setattr(self, key, value)
+
+    def fingerprint(self):
+        if isinstance(self.settings, Exception):
+            raise self.settings
+        return self.settings
+
+    def figures(self, subject, work):
+        self.log.append((self.name, subject.name))
+        work.items += [{"index": 0, "word_f1": 0.9}, {"index": 1, "word_f1": 0.1}, {"index": 2, "error": "no"}]
+        for figure in self.given or [Figure("word_f1", 0.5, 0.4, 0.6, 3, 1)]:
+            if isinstance(figure, BaseException):
+                raise figure
+            yield figure
 
 
-@pytest.fixture(scope="module")
-def student(tmp_path_factory, teacher):
-    """A full model whose encoder is the teacher's, before any training; its vision decoder knows nothing yet."""
-    folder = tmp_path_factory.mktemp("student")
-    torch.manual_seed(2)
-    tokenizer = byte_tokenizer()
-    config = UnitConfig(
-        vision_config=UnitVisionConfig(**VISION),
-        connector_config={"connector_type": "mlp", "unshuffle": 1},
-        text_config={**TEXT, "vocab_size": len(tokenizer)},
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        projection_dim=384,
-    )
-    model = UnitForPreTraining(config)
-    model.vision_model.load_state_dict(UnitVisionModel.from_pretrained(teacher).state_dict())
-    projection = subjects.PictureEncoder(str(teacher)).projection
-    with torch.no_grad():
-        model.visual_projection.weight.copy_(projection)
-    model.save_pretrained(folder)
-    UnitProcessor(image_processor(), tokenizer, unshuffle=1).save_pretrained(folder)
-    return folder
+class Peer:
+    """A reader that is no checkpoint."""
+
+    role, path, device, can = "peer", "peer", "cpu", frozenset({READ})
+
+    def __init__(self, name="tesseract", digest="peer 1"):
+        self.name, self.digest, self.released = name, digest, 0
+
+    def hash(self):
+        return self.digest
+
+    def release(self):
+        self.released += 1
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Nine pictures: three kinds (red, green, blue) by three hands."""
-    folder = tmp_path_factory.mktemp("pictures-validation")
-    rows = []
-    for kind, colour in (("blue", (0, 0, 255)), ("green", (0, 255, 0)), ("red", (255, 0, 0))):
-        for hand in ("one", "two", "three"):
-            buffer = io.BytesIO()
-            Image.new("RGB", (12, 12), colour).save(buffer, "PNG")
-            image = {"bytes": buffer.getvalue(), "path": f"{kind}-{hand}"}
-            rows.append({"image": image, "text": kind, "concept": kind, "style": hand, "family": hand})
-    pq.write_table(pa.Table.from_pylist(rows), folder / "00000-of-00001.parquet")
-    (folder / "concept_names.json").write_text(json.dumps(["blue", "green", "red"]))
-    embeddings = np.random.default_rng(0).normal(size=(3, 384)).astype(np.float32)
-    save_numpy({"embeddings": embeddings}, str(folder / "concept_sentence.safetensors"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def blocks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("blocks-validation")
-    rows = []
-    for number in range(6):
-        buffer = io.BytesIO()
-        Image.new("L", (40 + number, 16), 255).save(buffer, "PNG")
-        image = {"bytes": buffer.getvalue(), "path": None}
-        row = {"image": image, "text": f"line {number}", "task": "ocr", "kind": "document", "x_height": 8.0 + number}
-        rows.append({**row, "source": "p.pdf#1", "split": "validation"})
-    pq.write_table(pa.Table.from_pylist(rows), folder / "00000-of-00001.parquet")
-    return folder
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("training.evaluation.plots.draw", lambda *_: False)  # test_evaluation_report.py draws
+    return tmp_path / "cache" / "evaluation"
 
 
 @pytest.fixture
-def reads_by_width(monkeypatch):
-    """A stand-in for the model: it knows block `n` by its width of 40 + n pixels."""
-    monkeypatch.setattr(
-        run, "page_reader", lambda model, device: lambda images: [f"line {image.width - 40}" for image in images]
+def suites(monkeypatch):
+    """Puts evaluators in the place of the suites' modules."""
+
+    def put(*evaluators, peers=(), missing=()):
+        for suite, modules in run.MODULES.items():
+            for number, name in enumerate(modules):
+                module = types.ModuleType(name)
+                mine = [each for each in evaluators if each.suite == suite] if number == 0 else []
+                module.evaluators = lambda options, mine=mine: mine
+                monkeypatch.setitem(sys.modules, f"training.evaluation.{name}", module)
+        module = types.ModuleType("peers")
+        module.subjects = lambda names, device: (list(peers), list(missing))
+        monkeypatch.setitem(sys.modules, "training.evaluation.peers", module)
+
+    return put
+
+
+@pytest.fixture
+def model(tmp_path):
+    return model_folder(tmp_path / "model")
+
+
+def evaluated(model, out, **more):
+    return run.evaluate(model, out=out, progress=False, **more)
+
+
+def texts(results) -> list[str]:
+    return [note["text"] for note in results["notes"]]
+
+
+# --------------------------------------------------------------------------------------------------------------- order
+
+
+def test_a_subject_is_measured_by_everything_and_let_go_before_the_next(tmp_path, suites, model):
+    log = []
+    teacher = model_folder(tmp_path / "teacher", "unit_vision_model", b"others")
+    peer = Peer()
+    reading = Measured("blocks", log, needs=frozenset({READ}))
+    naming = Measured("pictures", log, suite="image", needs=frozenset({ENCODE}))
+    kept = Measured("features", log, suite="retention", roles=frozenset({"model", "stage"}), against="teacher")
+    suites(kept, naming, reading, peers=[peer])
+    results = evaluated(
+        model, tmp_path / "out", teacher=teacher, stages={"stage 1": teacher}, options=Options(peers=("tesseract",))
     )
+    assert log == [
+        ("blocks", "UNIT"),
+        ("pictures", "UNIT"),
+        ("features", "UNIT"),
+        ("pictures", "teacher"),
+        ("features", "stage 1"),
+        ("blocks", "tesseract"),
+    ]
+    found = [(row["suite"], row["evaluator"], row["subject"]) for row in results["figures"]]
+    assert found == [  # as the report has it: by suite, whatever was measured first
+        ("text", "blocks", "UNIT"),
+        ("text", "blocks", "tesseract"),
+        ("image", "pictures", "UNIT"),
+        ("image", "pictures", "teacher"),
+        ("image", "pictures", "stage 1"),  # the same weights as the teacher's: not measured twice
+        ("retention", "features", "UNIT"),
+        ("retention", "features", "stage 1"),
+    ]
+    assert [(each["name"], each["role"]) for each in results["subjects"]] == [
+        ("UNIT", "model"),
+        ("teacher", "teacher"),
+        ("stage 1", "stage"),
+        ("tesseract", "peer"),
+    ]
+    assert peer.released
 
 
-# ------------------------------------------------------------------------------------------------------------ pictures
+def test_who_is_measured_against_stays_until_the_last_use(tmp_path, suites, model, monkeypatch):
+    events = []
+    monkeypatch.setattr(run.ModelSubject, "release", lambda self: events.append(f"-{self.name}"))
+
+    class Told(Measured):
+        def figures(self, subject, work):
+            events.append(f"{self.name} {subject.name}")
+            return super().figures(subject, work)
+
+    teacher = model_folder(tmp_path / "teacher", weights=b"2")
+    stages = {name: model_folder(tmp_path / name, weights=name.encode()) for name in ("a", "b")}
+    suites(Told("kept", suite="retention", roles=frozenset({"model", "stage"}), against="teacher"))
+    evaluated(model, tmp_path / "out", teacher=teacher, stages=stages)
+    measured = events.index("kept b")
+    assert "-UNIT" in events[: events.index("kept a")]
+    assert "-teacher" not in events[:measured]
+    assert "-teacher" in events[measured:]
 
 
-def test_pictures_of_distinct_kinds_are_found_and_both_ways_of_naming_reported(student, pictures):
-    encoder = subjects.PictureEncoder(str(student))
-    rows = {name: figures for name, *figures in run.picture_rows(encoder, pictures, 4)}
-    assert set(rows) == {
-        "knn_accuracy, class token",
-        "knn_accuracy, patch mean",
-        "zero_shot_top1",
-        "zero_shot_top5",
-        "zero_shot_top1, no vision decoder",
-        "zero_shot_top5, no vision decoder",
-    }
-    # Pictures of one kind are equal, but k = 5 neighbours hold the two equal ones and three strangers: two of one
-    # other kind at least, so the sum of cosines decides between equal votes, and the equal pictures win it.
-    assert rows["knn_accuracy, patch mean"][0] == 1.0
-    assert rows["zero_shot_top5"][0] == 1.0  # there are but three kinds
-    assert all(0.0 <= low <= value <= high <= 1.0 for value, low, high in rows.values())
+# --------------------------------------------------------------------------------------------------------------- cache
 
 
-def test_a_student_that_has_not_moved_scores_as_its_teacher(student, teacher, pictures):
-    before = {row[0]: row[1:] for row in run.picture_rows(subjects.PictureEncoder(str(teacher)), pictures, 4)}
-    after = {row[0]: row[1:] for row in run.picture_rows(subjects.PictureEncoder(str(student)), pictures, 4)}
-    assert len(before) == 4
-    for name, figures in before.items():
-        # its vision decoder knows nothing yet, so the student names as the teacher does only without it
-        assert after[f"{name}, no vision decoder" if name.startswith("zero_shot") else name] == figures
+def test_what_is_known_is_not_measured_again(tmp_path, suites, model):
+    log = []
+    suites(Measured(log=log))
+    first = evaluated(model, tmp_path / "one")
+    second = evaluated(model, tmp_path / "two")
+    assert len(log) == 1
+    assert [row["cached"] for row in first["measured"] + second["measured"]] == [False, True]
+    assert first["figures"] == second["figures"]
+    items = (tmp_path / "two" / "items" / "text-blocks-unit.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in items] == [2, 1, 0]  # what failed, then what was read worst
 
 
-def test_patch_tokens_are_measured_as_they_pass(teacher):
-    encoder = subjects.PictureEncoder(str(teacher))
-    assert encoder.root_mean_square == 0.0
-    _, patches = encoder.tokens([Image.new("RGB", (16, 16), "red")])
-    assert patches.shape == (1, 4, WIDTH)
-    assert encoder.largest == pytest.approx(patches.abs().max().item())
-    assert encoder.root_mean_square == pytest.approx(patches.square().mean().sqrt().item())
+@pytest.mark.parametrize("change", ["weights", "config", "data", "code", "seed", "batch", "no cache", "damage"])
+def test_another_model_set_or_code_is_measured(tmp_path, suites, model, cache, monkeypatch, change):
+    log, settings, more = [], {"data": "1"}, {}
+    evaluator = Measured(log=log, settings=settings)
+    suites(evaluator)
+    evaluated(model, tmp_path / "out")
+    if change == "weights":
+        (Path(model) / "model.safetensors").write_bytes(b"Weights")
+    elif change == "config":
+        (Path(model) / "config.json").write_text('{"model_type": "unit", "a": 1}')
+    elif change == "data":
+        settings["data"] = "2"
+    elif change == "code":
+        monkeypatch.setattr(run, "hash_of_code", lambda: "other")
+    elif change == "damage":
+        (entry,) = cache.rglob("*.json")
+        entry.write_text("{")
+    else:
+        more = {"seed": {"seed": 1}, "batch": {"batch_size": 3}, "no cache": {"use_cache": False}}[change]
+    evaluated(model, tmp_path / "out", **more)
+    assert len(log) == 2
+    evaluated(model, tmp_path / "out", **({} if change == "no cache" else more))
+    assert len(log) == 2
 
 
-# -------------------------------------------------------------------------------------------------------------- report
-
-
-def test_both_suites_write_a_report_with_their_figures(tmp_path, student, teacher, blocks, pictures, reads_by_width):
-    out = tmp_path / "new" / "folder"
-    results = run.evaluate(
-        str(student), out=out, blocks=blocks, pictures=pictures, teacher=str(teacher), progress=False
+def test_another_teacher_changes_what_was_kept_and_nothing_else(tmp_path, suites, model):
+    log = []
+    model_only = frozenset({"model"})
+    suites(
+        Measured("blocks", log, roles=model_only),
+        Measured("features", log, suite="retention", roles=model_only, against="teacher"),
     )
-    assert json.loads((out / "results.json").read_text(encoding="utf-8")) == results
-    (reader,) = results["text"]["readers"]
-    assert (reader["reader"], reader["blocks"], reader["failed"]) == ("UNIT", 6, 0)
-    assert reader["rows"][0] == ["word_f1", 1.0, 1.0, 1.0]
-    assert [model["name"] for model in results["image"]["models"]] == ["UNIT", "teacher"]
-    page = (out / "report.md").read_text(encoding="utf-8")
-    assert "1.000 [1.000, 1.000]" in page
-    assert "knn_accuracy, class token" in page
-    assert "(report.png)" in page
-    with Image.open(out / "report.png") as plot:
-        assert plot.format == "PNG"
-        assert plot.width > plot.height
-    assert len((out / "text-unit.jsonl").read_text(encoding="utf-8").splitlines()) == 6
+    for weights in (b"1", b"2"):
+        teacher = model_folder(tmp_path / weights.decode(), weights=weights)
+        evaluated(model, tmp_path / "out", teacher=teacher)
+    assert log == [("blocks", "UNIT"), ("features", "UNIT"), ("features", "UNIT")]
 
 
-def test_one_suite_leaves_the_other_out(tmp_path, student, blocks, reads_by_width):
-    results = run.evaluate(str(student), ["text"], tmp_path, blocks=blocks, limit=2, progress=False)
-    assert "image" not in results
-    assert results["text"]["readers"][0]["blocks"] == 2
-    assert "pictures" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+def test_a_peers_failure_is_tried_again(tmp_path, suites, model):
+    log = []
+    suites(Measured(log=log, roles=frozenset({"peer"})), peers=[Peer()])  # one of its three items failed
+    for _ in range(2):
+        evaluated(model, tmp_path / "out", options=Options(peers=("tesseract",)))
+    assert len(log) == 2
 
 
-def test_a_missing_peer_leaves_a_note_and_the_rest(tmp_path, student, blocks, reads_by_width, monkeypatch, capsys):
-    def absent():
-        raise PeerMissing("tesseract is not installed")
-
-    monkeypatch.setitem(PEERS, "tesseract", absent)
-    results = run.evaluate(str(student), ["text"], tmp_path, blocks=blocks, peers=["tesseract"], progress=False)
-    assert [reader["reader"] for reader in results["text"]["readers"]] == ["UNIT"]
-    assert results["text"]["notes"] == ["tesseract is not installed"]
-    assert "Note: tesseract is not installed" in (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert capsys.readouterr().err == "tesseract is not installed\n"
+# --------------------------------------------------------------------------------------------------------- goes wrong
 
 
-def test_a_peer_is_a_further_row(tmp_path, student, blocks, reads_by_width, monkeypatch):
-    monkeypatch.setitem(PEERS, "tesseract", lambda: {"other": lambda batch: [""] * len(batch)})
-    results = run.evaluate(str(student), ["text"], tmp_path, blocks=blocks, peers=["tesseract"], progress=False)
-    word_f1 = {one["reader"]: one["rows"][0][1] for one in results["text"]["readers"]}
-    assert word_f1 == {"UNIT": 1.0, "other": 0.0}
-    assert (tmp_path / "text-other.jsonl").is_file()
-
-
-def test_an_interval_is_written_to_three_places():
-    assert with_interval(["cer", 0.12345, 0.1, 1.25]) == "0.123 [0.100, 1.250]"
-
-
-def test_tables_line_up():
-    assert markdown_table(["a", "long name"], [["x", 1], ["yyyy", 22]]) == (
-        "| a    | long name |\n| ---- | --------- |\n| x    | 1         |\n| yyyy | 22        |"
+def test_what_cannot_be_measured_is_one_line_and_the_rest_goes_on(tmp_path, suites, model, capsys):
+    suites(
+        Measured("no labels", settings=NotMeasured("no labels:\n  there are none")),
+        Measured("unreadable", figures=[Figure("cer", 1.0), NotMeasured("picture 3 cannot be read")]),
+        Measured("broken", figures=[RuntimeError("it broke\nbadly")]),
+        Measured("no number", figures=[Figure("word_f1", float("nan"))]),
+        Measured("fine"),
     )
+    results = evaluated(model, tmp_path / "out")
+    assert texts(results) == [
+        "no labels: there are none",
+        "picture 3 cannot be read",
+        "RuntimeError: it broke (traceback in errors.log)",
+        "ValueError: word_f1 came out as nan (traceback in errors.log)",
+    ]
+    assert [(row["evaluator"], row["name"]) for row in results["figures"]] == [
+        ("unreadable", "cer"),
+        ("fine", "word_f1"),
+    ]
+    lines = capsys.readouterr().err.splitlines()
+    assert "text, unreadable, UNIT: picture 3 cannot be read" in lines
+    assert "badly" in (tmp_path / "out" / "errors.log").read_text()
+    assert "it broke (traceback" in (tmp_path / "out" / "report.md").read_text()
+    again = evaluated(model, tmp_path / "out")
+    assert [row["cached"] for row in again["measured"]] == [False, False, False, True]  # only what is whole is kept
 
 
-def test_a_figure_that_one_model_lacks_is_a_dash():
-    table = image_table({"models": [{"name": "A", "rows": [["one", 0.5, 0.4, 0.6]]}, {"name": "B", "rows": []}]})
-    assert table.splitlines()[2].split("|")[1:4] == [" one    ", " 0.500 [0.400, 0.600] ", " -   "]
+def test_a_model_without_a_decoder_is_asked_once_and_the_rest_goes_on(tmp_path, suites, capsys):
+    model = model_folder(tmp_path / "model", "clip_vision_model")
+    reading = [Measured(name, needs=frozenset({READ})) for name in ("blocks", "pages")]
+    suites(*reading, Measured("pictures", suite="image", needs=frozenset({ENCODE})))
+    results = evaluated(model, tmp_path / "out")
+    assert texts(results) == ["model has no language decoder and cannot read"]
+    assert capsys.readouterr().err == "text, model: model has no language decoder and cannot read\n"
+    assert [row["suite"] for row in results["figures"]] == ["image"]
 
 
-def test_bins_of_x_height_are_columns_with_their_number_of_blocks():
-    def reader(name, bins):
-        rows = [[figure, 0.5, 0.5, 0.5] for figure in FIGURES]
-        return {
-            "reader": name,
-            "blocks": 7,
-            "failed": 1,
-            "seconds": 14.0,
-            "rows": rows,
-            "bins": [{"x_height": bin, "blocks": 7, "rows": rows} for bin in bins],
-        }
-
-    text = text_tables({"readers": [reader("UNIT", [[8.0, 10.0]]), reader("peer", [[8.0, 10.0]])]})
-    assert "8-10 px (7 blocks)" in text
-    assert "| 2.000" in text  # 14 s over 7 blocks
+def test_a_peer_that_is_not_there_is_one_line(tmp_path, suites, model, capsys):
+    suites(Measured(), missing=["tesseract is not installed: apt-get install tesseract-ocr"])
+    assert run.main([model, "--out", str(tmp_path / "out"), "--peers", "tesseract", "--quiet"]) == 0
+    assert capsys.readouterr().err == "tesseract is not installed: apt-get install tesseract-ocr\n"
+    assert "apt-get install tesseract-ocr" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_an_error_rate_above_one_stays_inside_the_plot(tmp_path):
-    models = [{"name": "A", "rows": [["figure", 1.5, 1.4, 1.6]]}]
-    write_report({"model": "m", "machine": "here", "image": {"models": models, "notes": []}}, tmp_path)
-    assert (tmp_path / "report.png").stat().st_size > 0
+def test_no_teacher_is_one_line_that_says_how_to_name_it(tmp_path, suites, model):
+    suites(Measured("features", suite="retention", against="teacher"), Measured())
+    results = evaluated(model, tmp_path / "out")
+    assert texts(results) == ["no teacher is known: --teacher MODEL names the encoder as it was before training"]
+    assert len(results["figures"]) == 1
+
+
+def test_nothing_measured_is_status_one(tmp_path, suites, model, capsys):
+    suites(Measured(settings=NotMeasured("blocks: no data set; `make data` builds it")))
+    assert run.main([model, "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "text, blocks: blocks: no data set; `make data` builds it",
+        "unit evaluate: nothing could be measured; the lines above say why",
+    ]
+
+
+def test_a_kill_loses_nothing_that_was_measured(tmp_path, suites, model, capsys):
+    log = []
+    done = Measured("blocks", log)
+    suites(done, Measured("pages", log, figures=[KeyboardInterrupt()]))
+    assert run.main([model, "--out", str(tmp_path / "out")]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == ("unit evaluate: interrupted; what was measured is kept, and the same command goes on from there")
+    assert [row["evaluator"] for row in load_results(tmp_path / "out")["figures"]] == ["blocks"]
+    suites(done, Measured("pages", log))
+    assert run.main([model, "--out", str(tmp_path / "out")]) == 0
+    assert [name for name, _ in log] == ["blocks", "pages", "pages"]
+
+
+def test_progress_counts_what_is_measured_and_quiet_is_quiet(tmp_path, suites, model, capsys):
+    suites(Measured("blocks"), Measured("pages"))
+    assert run.main([model, "--out", str(tmp_path / "out"), "--limit", "5"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["[1/2]", "[2/2]"]
+    assert lines[1].endswith("text: pages, UNIT")
+    assert run.main([model, "--out", str(tmp_path / "out"), "--no-cache", "--quiet"]) == 0
+    found = capsys.readouterr()
+    assert found.err == ""
+    assert "0 of 2 measures from the cache" in found.out
+
+
+# ----------------------------------------------------------------------------------------------------------- who it is
+
+
+def test_the_shipped_checkpoint_has_its_teacher_beside_it():
+    shipped = ROOT / "modeling_unit" / "checkpoints" / "unit-tiny"
+    assert run.teacher_of(str(shipped)) == f"{shipped}-teacher"
+
+
+def test_the_teacher_of_a_run_is_the_one_that_its_recipe_records(tmp_path, model):
+    assert run.teacher_of(model) is None
+    recipe = Path(model) / "recipe.json"
+    recipe.write_text(json.dumps({"teacher": str(tmp_path / "teacher")}))
+    assert run.teacher_of(model) is None  # it is not there
+    teacher = model_folder(tmp_path / "teacher")
+    assert run.teacher_of(model) == teacher
+    recipe.write_text("[")
+    assert run.teacher_of(model) is None
+    assert run.teacher_of("someone/on-the-hub") is None
+
+
+def test_the_command_is_told_without_anybodys_home(tmp_path, suites, model, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    suites(Measured(settings=NotMeasured(f"no data set in {tmp_path}/data; make data")), Measured("pages"))
+    run.main([model, "--out", str(tmp_path / "out"), "--stages", f"stage 1={model}", "--quiet"])
+    results = load_results(tmp_path / "out")
+    assert results["command"] == "unit evaluate ~/model --out ~/out --stages 'stage 1=~/model' --quiet"
+    assert str(tmp_path) not in (tmp_path / "out" / "results.json").read_text()
+    assert str(tmp_path) not in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_options_reach_the_suites(tmp_path, suites, model, monkeypatch):
+    seen = []
+    suites()
+    module = types.ModuleType("text_suite")
+    module.evaluators = lambda options: seen.append(options) or [Measured()]
+    monkeypatch.setitem(sys.modules, "training.evaluation.text_suite", module)
+    arguments = [model, "--suite", "text", "--out", str(tmp_path / "out"), "--limit", "3", "--pages", str(tmp_path)]
+    arguments += ["--sets", "funsd, cord=/data/cord", "--resolutions", "64,128", "--imagenet", "a/b", "--quiet"]
+    assert run.main(arguments) == 0
+    assert seen == [
+        Options(limit=3, pages=tmp_path, sets=("funsd", "cord=/data/cord"), resolutions=(64, 128), imagenet="a/b")
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
-def fails(capsys, *arguments) -> str:
-    """The last line on standard error, below any progress bar, of a command that must end with status 2."""
-    assert run.main([str(argument) for argument in arguments]) == 2
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--suite", "txt"], "unknown suite 'txt'; known: text, image, scale, cost, retention"),
+        (["--suite", ","], "no suite is named"),
+        (["--limit", "0"], "limit must be at least 1, got 0"),
+        (["--batch-size", "0"], "batch size must be at least 1, got 0"),
+        (["--blocks", "nowhere"], "--blocks nowhere: no such folder"),
+        (["--resolutions", "64,big"], "--resolutions 64,big: sides in pixels"),
+        (["--resolutions", "0"], "resolutions are sides in pixels, each at least 1"),
+        (["--stages", "runs/stage1"], "--stages runs/stage1: NAME=MODEL"),
+        (["--stages", "a=x", "a=y"], "two are called 'a'"),
+        (["--teacher", "nowhere/at/all"], "nowhere/at/all: no model there"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, suites, model, capsys, arguments, line):
+    suites(Measured())
+    assert run.main([model, *arguments, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "Traceback" not in error
-    assert error.count("unit evaluate: ") == 1
-    last = error.splitlines()[-1]
-    assert last.startswith("unit evaluate: ")
-    return last
+    assert error.startswith("unit evaluate: ")
+    assert error.count("\n") == 1
+    assert line in error
+    assert not (tmp_path / "out").exists()
 
 
-def test_bad_input_is_one_clear_line(tmp_path, capsys, teacher, student, blocks, pictures, reads_by_width):
-    there = ["--out", tmp_path / "out"]
-    assert "unknown suite 'txt'; known: text, image" in fails(capsys, student, "--suite", "txt", *there)
-    assert "unknown peer 'abbyy'; known: tesseract" in fails(capsys, student, "--peers", "abbyy", *there)
-    assert "limit must be at least 1" in fails(capsys, student, "--limit", "0", *there)
-    assert "no such folder" in fails(capsys, student, "--suite", "text", "--blocks", tmp_path / "no", *there)
-    assert "concept_names.json does not exist" in fails(
-        capsys, student, "--suite", "image", "--pictures", tmp_path, *there
-    )
-    assert "no model there" in fails(capsys, tmp_path / "no-model", "--suite", "image", "--pictures", pictures, *there)
+def test_no_model_no_name_and_no_device_are_one_line_each(tmp_path, suites, model, capsys):
+    suites(Measured())
+    (tmp_path / "empty").mkdir()
+    assert run.main([str(tmp_path / "empty"), "--out", str(tmp_path / "out")]) == 2
+    assert "no model there" in capsys.readouterr().err
+    assert run.main([model, "--stages", f"UNIT={model}", "--out", str(tmp_path / "out")]) == 2
+    assert "two of those measured are called 'UNIT'" in capsys.readouterr().err
+    assert run.main([model, "--device", "cuda:99", "--out", str(tmp_path / "out")]) == 2
+    assert "--device cuda:99: torch cannot use it here" in capsys.readouterr().err
 
 
-def test_an_encoder_cannot_read(tmp_path, capsys, teacher, blocks):
-    line = fails(capsys, teacher, "--suite", "text", "--blocks", blocks, "--out", tmp_path)
-    assert "is a 'unit_vision_model' checkpoint, which cannot read" in line
+# --------------------------------------------------------------------------------------------------------------- speed
+
+WARM = """
+import json, sys, types
+from training.evaluation import run
+from training.evaluation.contract import Evaluator, Figure
+
+class One(Evaluator):
+    suite, name = "text", "blocks"
+    def fingerprint(self):
+        return {}
+    def figures(self, subject, work):
+        yield Figure("word_f1", 0.5, 0.4, 0.6, 3, at={"x_height": 7})
+        yield Figure("word_f1", 0.6, 0.5, 0.7, 3, at={"x_height": 14})
+
+for name in ("text_suite", "census"):
+    module = sys.modules[f"training.evaluation.{name}"] = types.ModuleType(name)
+    module.evaluators = lambda options, name=name: [One()] if name == "text_suite" else []
+status = run.main(["MODEL", "--suite", "text", "--out", "OUT", "--quiet"])
+slow = ("torch", "transformers", "datasets", "matplotlib", "scipy", "sklearn")
+print(json.dumps([status, [name for name in slow if name in sys.modules]]))
+"""
+
+
+def test_a_warm_run_loads_none_of_what_is_slow_to_load(tmp_path, model):
+    code = WARM.replace("MODEL", model).replace("OUT", str(tmp_path / "out"))
+
+    def loaded():
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+        return json.loads(process.stdout.splitlines()[-1])
+
+    status, modules = loaded()
+    assert status == 0
+    assert modules == ["matplotlib"]  # it draws; nothing here measures with torch
+    drawn = (tmp_path / "out" / "text.png").stat().st_mtime_ns
+    assert loaded() == [0, []]
+    assert (tmp_path / "out" / "text.png").stat().st_mtime_ns == drawn

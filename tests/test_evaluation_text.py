@@ -1,63 +1,22 @@
-"""training/evaluation/text.py: figures worked out by hand, blocks in parquet, the peer, failures."""
+"""training/evaluation/text.py: figures worked out by hand, against jiwer, and their intervals."""
 
-import io
-import json
-import shutil
+import random
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageDraw, ImageFont
 
 from training.evaluation.text import (
     FIGURES,
-    Block,
-    Blocks,
-    PeerMissing,
-    Tesseract,
+    ORDER_FIGURES,
     cer,
     comparable,
     count,
-    evaluate_text,
-    reads_images,
+    count_order,
+    line_spans,
+    pooled,
     summarise,
     word_f1,
 )
-
-
-def png(width: int = 16, height: int = 16) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (width, height), 255).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def row(text: str, x_height: float = 9.0, *, width: int = 16, task="ocr", kind="document", split="validation") -> dict:
-    return {
-        "image": {"bytes": png(width), "path": None},
-        "text": text,
-        "task": task,
-        "kind": kind,
-        "char_boxes": [],
-        "x_height": x_height,
-        "source": "a-package/a.pdf#1",
-        "license": "LPPL",
-        "split": split,
-    }
-
-
-def write(folder, rows, name="part-0.parquet", row_group_size=2):
-    pq.write_table(pa.Table.from_pylist(rows), folder / name, row_group_size=row_group_size)
-    return folder
-
-
-def blocks(*texts: str, x_height: float = 9.0) -> list[Block]:
-    return [Block(index, Image.new("RGB", (16, 16)), text, x_height) for index, text in enumerate(texts)]
-
-
-def figures(result) -> dict[str, float]:
-    return {line.name: line.value for line in result.rows}
-
 
 # ------------------------------------------------------------------------------------------------------------ figures
 
@@ -154,193 +113,123 @@ def test_the_interval_narrows_to_a_point_when_all_blocks_are_alike():
     assert (f1.value, f1.low, f1.high) == (0.5, 0.5, 0.5)
 
 
-def test_no_block_at_all_is_an_error():
-    with pytest.raises(ValueError, match="no block"):
+def test_no_text_at_all_is_an_error():
+    with pytest.raises(ValueError, match="no text"):
         summarise([])
-
-
-# ------------------------------------------------------------------------------------------------------------- blocks
-
-
-def test_only_held_out_documents_are_read(tmp_path):
-    rows = [
-        row("kept"),
-        row("trained on", split="train"),
-        row("a picture", kind="natural", task="caption"),
-        row("# md", task="markdown"),
-        row("kept too"),
-    ]
-    assert [block.text for block in Blocks(write(tmp_path, rows))] == ["kept", "kept too"]
-
-
-def test_blocks_of_several_shards_come_in_order_with_their_image(tmp_path):
-    write(tmp_path, [row(f"b{n}", width=20 + n) for n in range(3)], "part-1.parquet")
-    write(tmp_path, [row(f"a{n}", width=10 + n, x_height=8.5) for n in range(5)], "part-0.parquet")
-    read = list(Blocks(tmp_path))
-    assert [block.text for block in read] == ["a0", "a1", "a2", "a3", "a4", "b0", "b1", "b2"]
-    assert [block.image.width for block in read] == [10, 11, 12, 13, 14, 20, 21, 22]
-    assert {block.image.mode for block in read} == {"RGB"}
-    assert [block.index for block in read] == list(range(8))
-    assert read[0].x_height == 8.5
-
-
-def test_a_limit_is_spread_evenly_over_the_set(tmp_path):
-    write(tmp_path, [row(str(n)) for n in range(10)], row_group_size=4)
-    assert [block.text for block in Blocks(tmp_path, limit=5)] == ["0", "2", "4", "6", "8"]
-    assert len(Blocks(tmp_path, limit=3)) == 3
-    assert len(Blocks(tmp_path, limit=99)) == 10
-
-
-def test_what_is_wrong_with_a_folder_is_said_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match="no such folder"):
-        Blocks(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"no \.parquet file"):
-        Blocks(tmp_path)
-    with pytest.raises(ValueError, match="limit must be at least 1"):
-        Blocks(tmp_path, limit=0)
-    write(tmp_path, [row("a", split="train")])
-    with pytest.raises(ValueError, match="training split are never evaluated"):
-        Blocks(tmp_path)
-    pq.write_table(pa.Table.from_pylist([{"image": {"bytes": png()}, "task": "ocr"}]), tmp_path / "part-1.parquet")
-    with pytest.raises(ValueError, match=r"part-1\.parquet: column 'text' is missing"):
-        Blocks(tmp_path)
-
-
-def test_a_row_without_a_decodable_image_names_its_file(tmp_path):
-    broken = row("a")
-    broken["image"] = {"bytes": b"not a picture", "path": None}
-    with pytest.raises(ValueError, match=r"part-0\.parquet, row 0 of row group 0: no image"):
-        list(Blocks(write(tmp_path, [broken])))
-
-
-# --------------------------------------------------------------------------------------------------------- evaluation
-
-
-def test_a_perfect_reader_gets_perfect_figures(tmp_path):
-    write(tmp_path, [row(f"word {n}", x_height=8 + n / 2) for n in range(13)])
-    truths = [block.text for block in Blocks(tmp_path)]
-    result = evaluate_text(lambda batch: [block.text for block in batch], tmp_path, batch_size=4, progress=False)
-    assert figures(result) == {
-        "word_f1": 1.0,
-        "word_precision": 1.0,
-        "word_recall": 1.0,
-        "cer": 0.0,
-        "wer": 0.0,
-        "exact": 1.0,
-    }
-    assert (result.blocks, result.failed) == (13, 0)
-    assert [item["prediction"] for item in result.items] == truths
-    # 8 to 9.5 | 10 to 11.5 | 12 to 14, its upper end included
-    assert [(low, high, number) for low, high, number, _ in result.bins] == [(8, 10, 4), (10, 12, 4), (12, 14, 5)]
-
-
-def test_bins_hold_the_figures_of_their_own_blocks_only():
-    small, large = blocks("a b", x_height=8.0)[0], Block(1, Image.new("RGB", (8, 8)), "c d", 13.0)
-    outside = Block(2, Image.new("RGB", (8, 8)), "e f", 20.0)
-    result = evaluate_text(lambda batch: ["a b", "c x", "no no"], [small, large, outside], progress=False)
-    assert [(low, high, number, rows[0].value) for low, high, number, rows in result.bins] == [
-        (8.0, 10.0, 1, 1.0),
-        (12.0, 14.0, 1, 0.5),
-    ]
-    assert result.value("word_f1") == pytest.approx(3 / 6)
-
-
-def test_a_failing_block_is_counted_as_read_empty_and_the_others_go_on():
-    def read(batch):
-        if any(block.text == "bad" for block in batch):
-            raise RuntimeError("cannot read this")
-        return [block.text for block in batch]
-
-    result = evaluate_text(read, blocks("one", "bad", "two"), batch_size=3, progress=False)
-    assert (result.blocks, result.failed) == (3, 1)
-    assert [item["prediction"] for item in result.items] == ["one", "", "two"]
-    assert result.items[1]["error"] == "RuntimeError: cannot read this"
-    assert result.value("word_recall") == pytest.approx(2 / 3)
-
-
-def test_a_reader_that_drops_an_answer_fails_loudly_for_every_block():
-    result = evaluate_text(lambda batch: [], blocks("one", "two"), progress=False)
-    assert result.failed == 2
-    assert result.items[0]["error"] == "ValueError: reader returned 0 texts for 1 blocks; it must return one each"
-
-
-def test_a_reader_of_images_sees_images():
-    sizes = []
-    read = reads_images(lambda images: [sizes.append(image.size) or "one" for image in images])
-    assert evaluate_text(read, blocks("one"), progress=False).value("exact") == 1.0
-    assert sizes == [(16, 16)]
-
-
-def test_a_missing_peer_is_passed_on_and_not_counted_as_failures():
-    def read(batch):
-        raise PeerMissing("not here")
-
-    with pytest.raises(PeerMissing, match="not here"):
-        evaluate_text(read, blocks("one"), progress=False)
-
-
-def test_items_are_written_worst_first(tmp_path):
-    result = evaluate_text(lambda batch: ["right", "x", "half x"], blocks("right", "wrong", "half y"), progress=False)
-    result.write_items(tmp_path / "items.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [line["truth"] for line in lines] == ["wrong", "half y", "right"]
-    assert lines[0]["word_f1"] == 0.0
-
-
-def test_results_become_plain_json():
-    result = evaluate_text(lambda batch: ["a"] * len(batch), blocks("a", "b"), progress=False)
-    data = json.loads(json.dumps(result.to_dict()))
-    assert data["reader"] == "reader"
-    assert data["blocks"] == 2
-    assert data["rows"][0][0] == "word_f1"
-    assert data["bins"][0]["x_height"] == [8.0, 10.0]
-    assert "items" not in data
-
-
-# --------------------------------------------------------------------------------------------------------------- peer
-
-
-def test_without_tesseract_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(PeerMissing, match="tesseract is not installed") as caught:
-        Tesseract()
-    assert "\n" not in str(caught.value)
-
-
-def fake_tesseract(tmp_path, monkeypatch, script: str) -> None:
-    program = tmp_path / "tesseract"
-    program.write_text("#!/bin/sh\n" + script)
-    program.chmod(0o755)
-    monkeypatch.setattr(shutil, "which", lambda name: str(program))
-
-
-def test_tesseract_gets_small_type_enlarged_and_large_type_as_it_is(tmp_path, monkeypatch):
-    fake_tesseract(tmp_path, monkeypatch, f'cat > "{tmp_path}/seen.png"; printf "some text\\n\\f"')
-    block = Block(0, Image.new("RGB", (30, 10), "white"), "some text", 8.0)
-
-    def seen(reader, block):
-        assert reader.read(block) == "some text"
-        with Image.open(tmp_path / "seen.png") as image:
-            return image.size
-
-    assert seen(Tesseract(), block) == (30, 10)
-    assert seen(Tesseract(upscale_to=20.0), block) == (75, 25)  # 20 / 8 = 2.5 times
-    assert seen(Tesseract(upscale_to=20.0), Block(0, block.image, "", 25.0)) == (30, 10)
-
-
-def test_tesseract_that_fails_says_its_last_line(tmp_path, monkeypatch):
-    fake_tesseract(tmp_path, monkeypatch, 'cat > /dev/null; echo "first" >&2; echo "out of luck" >&2; exit 3')
-    with pytest.raises(RuntimeError, match="status 3: out of luck"):
-        Tesseract().read(blocks("a")[0])
-
-
-@pytest.mark.skipif(shutil.which("tesseract") is None, reason="a peer for comparison, not a dependency")
-def test_tesseract_reads_large_print():
-    image = Image.new("RGB", (420, 80), "white")
-    ImageDraw.Draw(image).text((20, 15), "Held out pages", fill="black", font=ImageFont.load_default(40))
-    assert Tesseract().read(Block(0, image, "Held out pages", 20.0)) == "Held out pages"
 
 
 def test_counts_do_not_overflow_on_long_texts():
     long = "word " * 20000
     assert np.isclose(word_f1(long, long), 1.0)
+
+
+def test_figures_say_what_they_were_measured_at_and_which_way_is_better():
+    rows = summarise([count("a", "a"), count("", "b")], failed=1, at={"x_height": 7.0})
+    assert {(line.items, line.failed, line.at["x_height"]) for line in rows} == {(2, 1, 7.0)}
+    assert [line.name for line in rows if line.better == "lower"] == ["cer", "wer"]
+
+
+# ------------------------------------------------------------------------------------------------------------- jiwer
+
+
+def garbled(generator: random.Random, words: list[str]) -> list[str]:
+    """Words left out, changed, put in and said twice."""
+    result = []
+    for word in words:
+        way = generator.random()
+        if way < 0.1:
+            continue
+        result.append(word[::-1] + "x" if way < 0.25 else word)
+        if way > 0.9:
+            result.append(generator.choice(words))
+    return result
+
+
+def test_error_rates_are_those_of_jiwer():
+    jiwer = pytest.importorskip("jiwer")
+    generator = random.Random(7)
+    vocabulary = ["the", "cat", "sat", "on", "A", "mat,", "2nd", "e-mail", "(and)", "slept."]
+    for size in (1, 2, 5, 40, 300):
+        truth = [generator.choice(vocabulary) for _ in range(size)]
+        said, stands = " ".join(garbled(generator, truth)), " ".join(truth)
+        rates = {line.name: line.value for line in summarise([count(said, stands)], resamples=1)}
+        assert rates["wer"] == pytest.approx(jiwer.wer(stands, said))
+        assert rates["cer"] == pytest.approx(jiwer.cer(stands, said))
+
+
+def test_rates_over_several_texts_are_pooled_as_jiwer_pools_them():
+    jiwer = pytest.importorskip("jiwer")
+    truths, predictions = ["the cat sat", "on", "the mat and slept"], ["the hat sat", "an old", "mat and sleep"]
+    rates = {line.name: line.value for line in summarise(list(map(count, predictions, truths)))}
+    assert rates["wer"] == pytest.approx(jiwer.wer(truths, predictions))
+    assert rates["cer"] == pytest.approx(jiwer.cer(truths, predictions))
+
+
+# ------------------------------------------------------------------------------------------------------------- order
+
+
+def ordered(prediction: str, truth: str) -> dict[str, float]:
+    return {line.name: line.value for line in summarise([count_order(prediction, truth)])}
+
+
+def test_two_columns_read_across_cost_ordered_words_and_no_words():
+    truth, across = "a b\nc d\ne f\ng h", "a b\ne f\nc d\ng h"
+    assert word_f1(across, truth) == 1.0
+    assert ordered(across, truth)["ordered_word_f1"] == pytest.approx(6 / 8)  # a b, one of c d and e f, g h
+
+
+@pytest.mark.parametrize(
+    ("prediction", "lines"),
+    [
+        ("the cat\nsat down", 2),
+        ("the cat sat down", 2),  # where a reader breaks lines does not matter
+        ("the cat\nsit down", 1),
+        ("The cat\nsat down.", 1),  # case counts, and so does what is put in within a line
+        ("xx the cat\nsat down", 2),  # but not what stands before it
+        ("", 0),
+    ],
+)
+def test_exact_lines_are_those_that_the_alignment_leaves_whole(prediction, lines):
+    found = count_order(prediction, "the cat\nsat down")
+    assert found.true_lines == 2
+    # "sat down." has all of "sat down" and a full stop behind it
+    assert found.exact_lines == lines
+
+
+def test_a_word_divided_at_the_end_of_a_line_belongs_to_both_lines():
+    assert comparable("a recog-\nnised\n\ntext") == "a recognised text"
+    assert line_spans("a recog-\nnised\n\ntext") == [(0, 7), (7, 12), (13, 17)]
+    assert line_spans("well-\nKnown") == [(0, 5), (5, 10)]  # that hyphen stays
+    assert count_order("a recognized text", "a recog-\nnised\ntext").exact_lines == 2
+
+
+def test_nothing_to_read_and_nothing_read_is_in_order():
+    rows = summarise([count_order("", "")])
+    assert tuple(line.name for line in rows) == ORDER_FIGURES
+    assert [line.value for line in rows] == [1.0, 1.0]
+
+
+# ---------------------------------------------------------------------------------------------------------- documents
+
+
+def test_texts_of_one_document_stand_and_fall_together():
+    # 20 documents of 10 texts, each document all right or all wrong: the interval is that of 20, not of 200
+    counts = [count("a" if document % 2 else "b", "a") for document in range(20) for _ in range(10)]
+    groups = [document for document in range(20) for _ in range(10)]
+    alone = summarise(counts)[FIGURES.index("exact")]
+    together = summarise(counts, groups=groups)[FIGURES.index("exact")]
+    assert alone.value == together.value == 0.5
+    assert alone.high - alone.low == pytest.approx(2 * 1.96 * 0.5 / 200**0.5, abs=0.03)
+    assert together.high - together.low == pytest.approx(2 * 1.96 * 0.5 / 20**0.5, abs=0.06)
+
+
+def test_one_document_alone_is_drawn_text_by_text():
+    counts = [count("a", "a")] * 10 + [count("b", "a")] * 10
+    assert summarise(counts, groups=["one"] * 20) == summarise(counts)
+
+
+def test_a_large_set_is_drawn_in_parts_to_the_same_end():
+    table = np.repeat([[1.0], [0.0]], 5000, axis=0)
+    value, low, high = pooled(table, lambda sums: sums[:, 1:] / sums[:, :1], resamples=900)[:, 0]
+    assert value == 0.5
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / 10000**0.5, rel=0.1)

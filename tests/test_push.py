@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard, constants
+import yaml
+from huggingface_hub import HfApi, ModelCard, constants, parse_eval_result_entries
 from safetensors.torch import load_file, save_file
 from tiny import image_processor, processor, unit_model
 from transformers import AutoImageProcessor, AutoModel, CLIPImageProcessor, CLIPVisionModel
@@ -28,44 +29,37 @@ from unit_cli.common import report_push
 CLIP = {"model_type": "clip_vision_model", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 CLIP |= {"intermediate_size": 48, "patch_size": 8, "image_size": 32}
 SECRET = "hf_" + "a1B2" * 8  # looks like a token
+
+
+def figure(name, value, low, high, subject="UNIT", suite="text", evaluator="blocks", **more):
+    found = {"name": name, "value": value, "low": low, "high": high, "items": 7, "failed": 0, "unit": "share"}
+    found |= {"at": {}, "better": "higher", "suite": suite, "evaluator": evaluator, "subject": subject}
+    return found | more
+
+
+PICTURES = {"suite": "image", "evaluator": "pictures"}
 RESULTS = {
+    "format": 2,
     "model": "run",
+    "command": "unit evaluate run --blocks=/srv/secret-client/blocks",
     "machine": "a machine",
-    "text": {
-        "blocks": str(Path.home() / "data" / "blocks"),
-        "readers": [
-            {
-                "reader": "UNIT",
-                "blocks": 7,
-                "failed": 0,
-                "seconds": 3.5,
-                "bins": [],
-                "rows": [
-                    ["word_f1", 0.91234, 0.9, 0.93],
-                    ["word_precision", 0.8, 0.7, 0.9],
-                    ["word_recall", 0.8, 0.7, 0.9],
-                    ["cer", 0.05, 0.04, 0.06],
-                    ["wer", 0.1, 0.1, 0.1],
-                    ["exact", 0.5, 0.4, 0.6],
-                ],
-            }
-        ],
-        "notes": [],
-    },
-    "image": {
-        "pictures": "pictures",
-        "models": [
-            {
-                "name": "UNIT",
-                "rows": [
-                    ["knn_accuracy, class token", 0.5, 0.4, 0.6],
-                    ["zero_shot_top1, vision decoder", 0.2, 0.1, 0.3],
-                ],
-            },
-            {"name": "teacher", "rows": [["knn_accuracy, class token", 0.75, 0.7, 0.8]]},
-        ],
-        "notes": [],
-    },
+    "versions": {},
+    "date": "2026-01-02T03:04:05+00:00",
+    "seconds": 3.5,
+    "subjects": [
+        {"name": "UNIT", "role": "model", "path": str(Path.home() / "run"), "hash": "a"},
+        {"name": "teacher", "role": "teacher", "path": "/srv/secret-client/runs/teacher", "hash": "b"},
+    ],
+    "figures": [
+        figure("word_f1", 0.91234, 0.9, 0.93),
+        figure("cer", 0.05, 0.04, 0.06, better="lower"),
+        figure("word_f1", 0.4, 0.3, 0.5, evaluator="FUNSD", dataset_id="nielsr/funsd"),
+        figure("knn_accuracy", 0.5, 0.4, 0.6, at={"feature": "class token"}, **PICTURES),
+        figure("zero_shot_top1", 0.2, 0.1, 0.3, at={"way": "vision decoder"}, **PICTURES),
+        figure("knn_accuracy", 0.75, 0.7, 0.8, "teacher", at={"feature": "class token"}, **PICTURES),
+    ],
+    "notes": [{"suite": "text", "evaluator": "pages", "subject": "", "text": "no set in /srv/secret-client/pages"}],
+    "measured": [],
 }
 
 
@@ -102,7 +96,6 @@ def run(tmp_path_factory):
     (folder / "curve.png").write_bytes(b"\x89PNG of a curve")
     (folder / "evaluation").mkdir()
     (folder / "evaluation" / "results.json").write_text(json.dumps(RESULTS))
-    (folder / "evaluation" / "report.png").write_bytes(b"\x89PNG of a report")
     return folder
 
 
@@ -145,7 +138,10 @@ def test_a_dry_run_leaves_a_whole_repository(exported):
     assert {"tokenizer.json", "recipe.json", "data.json", "log.jsonl", "curve.png"} <= names
     assert {
         "evaluation/results.json",
-        "evaluation/report.png",
+        "evaluation/report.md",
+        "evaluation/text.png",
+        "evaluation/image.png",
+        ".eval_results/unit-nielsr-funsd.yaml",
         "features.png",
         "encoder_unit.py",
         "hub_unit.py",
@@ -234,7 +230,10 @@ def test_an_evaluation_that_is_none_is_refused(run, tmp_path):
     with pytest.raises(PublishError, match="no evaluation there"):
         publish(run, "alice/unit", dry_run=True, evaluation=tmp_path)
     (tmp_path / "results.json").write_text('{"text": {}}')
-    with pytest.raises(PublishError, match="not what unit evaluate writes"):
+    with pytest.raises(PublishError, match="not an evaluation of format 2"):
+        publish(run, "alice/unit", dry_run=True, evaluation=tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS | {"subjects": [{"name": "UNIT", "role": []}, 3]}))
+    with pytest.raises(PublishError, match="'subjects' has no 'name'"):
         publish(run, "alice/unit", dry_run=True, evaluation=tmp_path)
 
 
@@ -319,7 +318,7 @@ def test_the_card_says_what_the_run_was(exported):
     assert "| .../teacher" in text
     assert not [path for path in exported["full"].folder.rglob("*") if b"secret-client" in _bytes(path)]
     assert "0.912 [0.900, 0.930]" in text
-    for word in ("![the curves of the run](curve.png)", "(evaluation/report.png)", "(features.png)", "zhu2024unit"):
+    for word in ("![the curves of the run](curve.png)", "(evaluation/report.md)", "(features.png)", "zhu2024unit"):
         assert word in text
     for way in (
         "AutoImageProcessor",
@@ -353,53 +352,64 @@ def test_the_figures_are_in_the_hubs_format(exported):
     data = ModelCard.load(exported["full"].folder / "README.md").data
     assert data.pipeline_tag == "image-text-to-text"
     assert data.license == "apache-2.0"
-    found = {(each.task_type, each.metric_name): each for each in data.eval_results}
-    assert found["image-to-text", "word F1"].metric_value == 0.9123
-    assert found["image-to-text", "word F1"].metric_args["low"] == 0.9
-    assert found["zero-shot-image-classification", "zero_shot_top1, vision decoder"].metric_value == 0.2
-    assert found["image-classification", "knn_accuracy, class token"].metric_value == 0.5  # its own, not the teacher's
+    found = {(each.dataset_type, each.metric_name): each for each in data.eval_results}
+    assert found["unit-heldout-blocks", "word F1"].metric_value == 0.9123
+    assert found["unit-heldout-blocks", "word F1"].metric_args["low"] == 0.9
+    assert found["nielsr/funsd", "word F1"].metric_value == 0.4
+    assert found["unit-heldout-pictures", "zero_shot_top1, vision decoder"].metric_value == 0.2
+    assert (
+        found["unit-heldout-pictures", "knn_accuracy, class token"].metric_value == 0.5
+    )  # its own, not the teacher's
+
+
+def test_sets_of_the_hub_are_where_the_hub_looks_for_them(exported):
+    """One file a set; the encoder's repository does not read, so that it has none."""
+    (file,) = (exported["full"].folder / ".eval_results").iterdir()
+    (entry,) = parse_eval_result_entries(yaml.safe_load(file.read_text()))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("nielsr/funsd", "word_f1", 0.4)
+    assert not (exported["encoder"].folder / ".eval_results").exists()
+    assert publishing.OWN_FILES.match(".eval_results/unit-nielsr-funsd.yaml")  # a later push takes it away
+    assert not publishing.OWN_FILES.match(".eval_results/somebody-elses.yaml")
 
 
 def test_scale_and_retention_are_drawn_from_what_the_evaluation_holds(exported):
-    """One reading without bins: no scale plot. A teacher's figure of the same name: a retention plot."""
+    """Everything at one scale: no scale plot. A teacher's figure of the same name: a plot of both."""
     folder = exported["full"].folder
     text = (folder / "README.md").read_text()
-    assert (folder / "evaluation" / "retention.png").read_bytes().startswith(b"\x89PNG")
-    assert "the model beside its teacher, with 95% intervals](evaluation/retention.png)" in text
+    assert (folder / "evaluation" / "beside-teacher.png").read_bytes().startswith(b"\x89PNG")
+    assert "the model beside its teacher, with 95% intervals](evaluation/beside-teacher.png)" in text
     assert not (folder / "evaluation" / "scales.png").exists()
     assert "no figures at several scales" in text
 
 
-def test_bins_of_any_known_scale_make_lines(tmp_path):
-    bins = [{"x_height": [8, 10], "rows": [["word_f1", 0.5, 0.4, 0.6]]}]
-    results = {"text": {"readers": [{"reader": "UNIT", "rows": [], "bins": bins}]}}
-    assert not plot_scales(results, tmp_path / "one.png")  # a point is no line
-    bins.append({"x_height": [10, 12], "rows": [["word_f1", 0.6, 0.5, 0.7]]})
-    assert plot_scales(results, tmp_path / "text.png")
-    sides = [{"resolution": side, "rows": [["knn_accuracy, vision decoder", 0.5, 0.4, 0.6]]} for side in (32, 64)]
-    results = {"image": {"models": [{"name": "UNIT", "rows": [], "bins": sides}]}}
-    assert plot_scales(results, tmp_path / "pictures.png")
-    assert not plot_scales(results, tmp_path / "encoder.png", full=False)
+def test_figures_along_a_scale_make_lines(tmp_path):
+    rows = [figure("word_f1", 0.5, 0.4, 0.6, at={"x_height": 7})]
+    assert not plot_scales(RESULTS | {"figures": rows}, tmp_path / "one.png")  # a point is no line
+    rows.append(figure("word_f1", 0.6, 0.5, 0.7, at={"x_height": 10}))
+    assert plot_scales(RESULTS | {"figures": rows}, tmp_path / "text.png")
+    rows = [
+        figure("knn_accuracy", 0.5, 0.4, 0.6, at={"resolution": side, "feature": "vision decoder"}, **PICTURES)
+        for side in (32, 64)
+    ]
+    assert plot_scales(RESULTS | {"figures": rows}, tmp_path / "pictures.png")
+    assert not plot_scales(RESULTS | {"figures": rows}, tmp_path / "encoder.png", full=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures.png", "text.png"]
 
 
 def test_a_figure_stands_beside_the_teachers_own():
-    """Equal names are paired; what comes through the vision decoder, with what the teacher gives by itself."""
-    models = [
-        {
-            "name": "UNIT",
-            "rows": [["zero_shot_top1, vision decoder", 0.2, 0, 1], ["knn_accuracy, patch mean", 0.3, 0, 1]],
-        },
-        {
-            "name": "teacher",
-            "rows": [["zero_shot_top1, class token", 0.4, 0, 1], ["knn_accuracy, class token", 0.5, 0, 1]],
-        },
+    """Equal ones are paired; what comes through the vision decoder, with what the teacher gives by itself."""
+    rows = [
+        figure("zero_shot_top1", 0.2, 0, 1, at={"way": "vision decoder"}, **PICTURES),
+        figure("knn_accuracy", 0.3, 0, 1, at={"feature": "patch mean"}, **PICTURES),
+        figure("zero_shot_top1", 0.4, 0, 1, "teacher", at={"way": "class token"}, **PICTURES),
+        figure("knn_accuracy", 0.5, 0, 1, "teacher", at={"feature": "class token"}, **PICTURES),
+        figure("knn_accuracy", 0.6, 0, 1, "teacher", evaluator="other pictures", suite="image"),
     ]
-    results = {"image": {"models": models}}
-    ((title, own, other),) = retention(results)
-    assert title == "zero-shot top 1\nvision decoder"
-    assert (own[1], other[1]) == (0.2, 0.4)
-    assert retention(results, full=False) == []
+    ((title, own, other),) = retention(RESULTS | {"figures": rows})
+    assert title == "zero-shot top 1, pictures\nvision decoder"
+    assert (own["value"], other["value"]) == (0.2, 0.4)
+    assert retention(RESULTS | {"figures": rows}, full=False) == []
+    assert retention(RESULTS | {"subjects": RESULTS["subjects"][:1]}) == []
 
 
 def test_an_encoder_claims_no_reading(exported):

@@ -10,16 +10,7 @@ from typing import Any
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 PICTURE, CURVE, LOG, RECIPE, DATA = "features.png", "curve.png", "log.jsonl", "recipe.json", "data.json"
-SCALES, RETENTION = "scales.png", "retention.png"  # in `evaluation/`
-# What `model-index` calls the figures of `unit evaluate`: task, data, metric. Held-out data of ours is no data set on
-# the Hub, which `.eval_results/`, the successor of `model-index`, asks for.
-TEXT_METRICS = {
-    "word_f1": ("f1", "word F1"),
-    "word_precision": ("precision", "word precision"),
-    "word_recall": ("recall", "word recall"),
-    "cer": ("cer", "character error rate"),
-    "wer": ("wer", "word error rate"),
-}
+SCALES, RETENTION = "scales.png", "beside-teacher.png"  # in `evaluation/`
 APP_SETTINGS = ("sdk", "sdk_version", "python_version", "app_file")  # of a Space's card, which starts by them
 # How the Hub begins a new Space: front matter that names its sdk, and at most one line
 HUBS_OWN = re.compile(
@@ -56,44 +47,6 @@ def data_list(recipe: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def evaluation_results(results: dict[str, Any], full: bool) -> list:
-    """`EvalResult`s of the model itself (not of its peers) from what `results.json` of `unit evaluate` holds.
-
-    Args:
-        full: whether the repository holds the language decoder, whose reading is measured too.
-    """
-    from huggingface_hub import EvalResult
-
-    found = []
-
-    def add(task, data, name, metric, title, row):
-        _, value, low, high = row
-        words = {"metric_type": metric, "metric_name": title, "metric_value": round(value, 4)}
-        interval = {"confidence": 0.95, "low": round(low, 4), "high": round(high, 4)}
-        found.append(
-            EvalResult(
-                task_type=task, dataset_type=data, dataset_name=name, verified=False, metric_args=interval, **words
-            )
-        )
-
-    for reader in (results.get("text") or {}).get("readers", []) if full else []:
-        if reader["reader"] != "UNIT":
-            continue
-        name = f"held-out blocks of text ({reader['blocks']})"
-        for row in reader["rows"]:
-            if row[0] in TEXT_METRICS:
-                add("image-to-text", "unit-heldout-blocks", name, *TEXT_METRICS[row[0]], row)
-    for model in (results.get("image") or {}).get("models", []):
-        if model["name"] != "UNIT":
-            continue
-        for row in model["rows"]:
-            if not full and "vision decoder" in row[0]:
-                continue
-            task = "zero-shot-image-classification" if row[0].startswith("zero_shot") else "image-classification"
-            add(task, "unit-heldout-pictures", "held-out pictures", "accuracy", row[0], row)
-    return found
-
-
 def parameter_table(model, full: bool) -> str:
     """Markdown table of the parts and their parameters."""
     from training.evaluation.report import markdown_table
@@ -122,10 +75,16 @@ def recipe_table(recipe: dict[str, Any]) -> str:
 
 
 def results_tables(results: dict[str, Any]) -> str:
-    """The tables of `unit evaluate`, one heading lower than in its own report."""
-    from training.evaluation.report import tables
+    """What a reader asks first of `unit evaluate`, and where the rest is.
 
-    return f"{results['machine']}. Brackets hold 95% bootstrap intervals.\n\n" + tables(results).replace("## ", "### ")
+    Raises:
+        ValueError: these are no results of `unit evaluate`, or of another format.
+    """
+    from training.evaluation.report import checked, summary
+
+    checked(results)
+    about = f"{results['machine']}. Brackets hold 95% bootstrap intervals; ↓ marks what is better low."
+    return f"{about}\n\n{summary(results)}\n\nMade by `{results['command']}`."
 
 
 def make_card(folder: Path, repo_id: str, facts: dict[str, Any]):
@@ -142,6 +101,8 @@ def make_card(folder: Path, repo_id: str, facts: dict[str, Any]):
     import jinja2  # torch depends on it
     from huggingface_hub import ModelCard, ModelCardData
 
+    from .evaluation.hub_results import model_index
+
     full, name = facts["kind"] == "full", repo_id.rsplit("/", 1)[-1]
     recipe, results = _json(folder / RECIPE), _json(folder / "evaluation" / "results.json")
     tags = ["unit", "vision", "image-feature-extraction"] + (["ocr", "image-captioning"] if full else [])
@@ -151,7 +112,7 @@ def make_card(folder: Path, repo_id: str, facts: dict[str, Any]):
         pipeline_tag="image-text-to-text" if full else "image-feature-extraction",
         tags=tags,
         model_name=name,
-        eval_results=evaluation_results(results, full) or None if results else None,
+        eval_results=(model_index(results, full) or None) if results else None,
     )
     rows = data_list(recipe or {})
     size = facts["patch_size"]
@@ -179,11 +140,11 @@ def make_card(folder: Path, repo_id: str, facts: dict[str, Any]):
             "curve": CURVE if (folder / CURVE).is_file() else None,
             "log": (folder / LOG).is_file(),
             "results": results_tables(results) if results else None,
-            "report_picture": "evaluation/report.png" if (folder / "evaluation" / "report.png").is_file() else None,
+            "report": "evaluation/report.md" if (folder / "evaluation" / "report.md").is_file() else None,
             "scales": f"evaluation/{SCALES}" if (folder / "evaluation" / SCALES).is_file() else None,
             "scales_text": "Figures on held-out data against the size of the input, with 95% intervals",
             "retention": f"evaluation/{RETENTION}" if (folder / "evaluation" / RETENTION).is_file() else None,
-            "retention_text": "Recognition of held-out pictures, the model beside its teacher, with 95% intervals",
+            "retention_text": "Figures of held-out pictures, the model beside its teacher, with 95% intervals",
             "limits": LIMITS,
         }
     )

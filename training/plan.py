@@ -85,6 +85,7 @@ from .recipe import (
     pretrained_tokenizer,
     read_recipe,
     stage_data,
+    with_settings,
 )
 from .teacher_cache import teacher_dtype
 from .tokenizer import TASK_TOKENS, byte_tokenizer
@@ -371,7 +372,7 @@ def describe(recipe: Recipe, path: Path) -> Described:
     elif source not in beside and source not in ENCODERS and find_model_type(source) == UnitConfig.model_type:
         config = UnitConfig.from_pretrained(source)
         config.num_character_classes = classes
-        images = UnitImageProcessor.from_pretrained(source)
+        images = with_settings(UnitImageProcessor.from_pretrained(source), recipe.image_processor)
     else:
         which = recipe.start_settings if recipe.start else recipe.teacher_settings
         vision, settings = _encoder(source, which, beside)

@@ -33,14 +33,19 @@ from modeling_unit.vision_sources_unit import save_encoder
 from . import card as cards
 from . import clean_process
 from .card_plots import plot_retention, plot_scales
+from .evaluation.hub_results import eval_result_files
+from .evaluation.plots import plot_suite
+from .evaluation.report import SUITE_TITLES, load_results, report_text
 from .version import code_version
 
 MAX_SHARD_SIZE = "5GB"  # [ours]; transformers' own is ten times as much, which nobody wants to fetch twice
 CHECK = "check"  # in a workplace: what the clean process is given and gives
 CONFIG, PREPROCESSOR, README = "config.json", "preprocessor_config.json", "README.md"
-EVALUATION = ("results.json", "report.md", "report.png")
+RESULTS, REPORT = "results.json", "report.md"  # of `unit evaluate`
 # Files that an earlier push of ours may have left and that this one replaces as a whole
-OWN_FILES = re.compile(r"^([^/]*_unit\.py|[^/]*\.safetensors|[^/]*\.safetensors\.index\.json|evaluation/.*)$")
+OWN_FILES = re.compile(
+    r"^([^/]*_unit\.py|[^/]*\.safetensors|[^/]*\.safetensors\.index\.json|evaluation/.*|\.eval_results/unit-[^/]*)$"
+)
 # ... and those that make it another kind of repository, where this push changes that
 OTHER_KINDS = re.compile(
     r"^((adapter_|generation_|processor_|preprocessor_|tokenizer_)?config\.json|tokenizer\.json|chat_template\.jinja)$"
@@ -342,7 +347,7 @@ def add_clip_settings(path: Path, config: UnitVisionConfig, images: UnitImagePro
 
 def _copy_papers(source: Path, folder: Path, evaluation: str | Path | None, full: bool) -> None:
     """Recipe, log, curves, evaluation and its plots, list of data, from beside the weights; paths of this machine and
-    settings of the Hub stay behind."""
+    settings of the Hub stay behind. Figures on sets of the Hub go to `.eval_results/` too, where the Hub looks."""
     for name in (cards.LOG, cards.CURVE):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
@@ -355,22 +360,28 @@ def _copy_papers(source: Path, folder: Path, evaluation: str | Path | None, full
         _write_json(folder / cards.RECIPE, recipe)
         _write_json(folder / cards.DATA, cards.data_list(recipe))
     given = Path(evaluation) if evaluation is not None else source / "evaluation"
-    if evaluation is not None and not (given / EVALUATION[0]).is_file():
-        raise PublishError(f"{given}: no evaluation there (no {EVALUATION[0]}); unit evaluate writes one")
-    if not (given / EVALUATION[0]).is_file():
+    if evaluation is not None and not (given / RESULTS).is_file():
+        raise PublishError(f"{given}: no evaluation there (no {RESULTS}); unit evaluate writes one")
+    if not (given / RESULTS).is_file():
         return
+    there = folder / "evaluation"
     try:
-        results = _without_home(cards._json(given / EVALUATION[0]))
+        results = _without_paths(_without_home(load_results(given)))
         cards.results_tables(results)
-        (folder / "evaluation").mkdir()
-        plot_scales(results, folder / "evaluation" / cards.SCALES, full)
-        plot_retention(results, folder / "evaluation" / cards.RETENTION, full)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise PublishError(f"{given / EVALUATION[0]}: not what unit evaluate writes: {error!r}") from error
-    _write_json(folder / "evaluation" / EVALUATION[0], results)
-    for name in EVALUATION[1:]:
-        if (given / name).is_file():
-            shutil.copyfile(given / name, folder / "evaluation" / name)
+        listed = eval_result_files(results, full)
+        there.mkdir()
+        plot_scales(results, there / cards.SCALES, full)
+        plot_retention(results, there / cards.RETENTION, full)
+        plots = {suite: f"{suite}.png" for suite in SUITE_TITLES if plot_suite(results, suite, there / f"{suite}.png")}
+        (there / REPORT).write_text(report_text(results | {"plots": plots}), encoding="utf-8")
+    except ValueError as error:
+        raise PublishError(_first_line(error)) from error
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise PublishError(f"{given / RESULTS}: not what unit evaluate writes: {error!r}") from error
+    _write_json(there / RESULTS, results)
+    for name, text in listed.items():
+        (folder / ".eval_results").mkdir(exist_ok=True)
+        (folder / ".eval_results" / name).write_text(text, encoding="utf-8")
 
 
 def public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -412,6 +423,16 @@ def _without_home(found: Any) -> Any:
     if isinstance(found, str) and os.path.isabs(found) and len(Path(found).parts) > 2 and not re.search(r"\s", found):
         return f".../{Path(found).name}"
     return found
+
+
+def _without_paths(results: dict[str, Any]) -> dict[str, Any]:
+    """Results of `unit evaluate` without the absolute paths that stand inside their command and their notes."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"(?<![\w~.:/])/(?:[^\s/'\"]+/)+([^\s/'\",;:)]*)", r".../\1", text)
+
+    notes = [note | {"text": plain(note["text"])} for note in results["notes"]]
+    return results | {"command": plain(results["command"]), "notes": notes}
 
 
 def _write_json(path: Path, content: Any) -> None:

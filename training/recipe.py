@@ -7,10 +7,10 @@ when there is one, and writes the trained model to `output_dir`.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import logging
 import os
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,7 @@ from .lora import (
 )
 from .optim import rate_table
 from .publish import check_destination, push_run, take_hub_settings
+from .recipe_loader import RecipeLoader
 from .reporting import quiet_without_terminal
 from .resume import differences, facts_left, facts_of, told_differences
 from .samples import HeldOut, held_out
@@ -79,15 +80,6 @@ from .trainer import InterScaleTrainer, IntraScaleTrainer, UnitTrainer, freeze_p
 
 logger = logging.getLogger(__name__)
 STAGES = ("teacher", "intra_scale", "inter_scale", "llava")
-
-
-class RecipeLoader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number, as in YAML 1.2; PyYAML takes it for a string unless it has a dot."""
-
-
-RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 @dataclass
@@ -111,7 +103,7 @@ class Recipe:
             reads and writes bytes.
         model: `connector_config`, `text_config`, ... of a new model, as in [`UnitConfig`]; `vision_config` in stage
             zero.
-        image_processor: settings of [`UnitImageProcessor`] of a new model, in place of those that suit its start.
+        image_processor: settings of [`UnitImageProcessor`], in place of those that suit or belong to the start.
         groups: rows of each kind and scale in a micro-batch (stages 1 and 2).
         data: settings of [`DataArguments`] (stages 1 and 2): streaming, curriculum, ranks; or in place of `groups`
             sources with shares of kinds, tasks and exchanged scales.
@@ -244,6 +236,22 @@ def _check_keys(given: dict[str, Any], target: type, where: str) -> None:
 
 def new_image_processor(recipe: Recipe) -> UnitImageProcessor:
     return UnitImageProcessor(**recipe.image_processor)
+
+
+def with_settings(images: UnitImageProcessor, settings: dict[str, Any]) -> UnitImageProcessor:
+    """The image processor of a whole model with some settings changed, `scale_as` for instance.
+
+    Raises:
+        ValueError: another patch size, which the model's encoder does not have.
+    """
+    if not settings:
+        return images
+    if settings.get("patch_size", images.patch_size) != images.patch_size:
+        raise ValueError(
+            f"image_processor.patch_size is {settings['patch_size']}, the model's patches are {images.patch_size}."
+        )
+    own = {key: getattr(images, key) for key in inspect.signature(UnitImageProcessor).parameters if key != "kwargs"}
+    return UnitImageProcessor(**(own | settings))
 
 
 def new_model(recipe: Recipe) -> tuple[UnitForPreTraining, UnitProcessor]:
@@ -494,6 +502,7 @@ def _stage_run(recipe: Recipe, arguments: UnitTrainingArguments):
         # an exported model is in bfloat16, in which small steps would be lost
         model = AutoModelForPreTraining.from_pretrained(recipe.start, dtype=torch.float32, **overrides)
         processor = AutoProcessor.from_pretrained(recipe.start)
+        processor.image_processor = with_settings(processor.image_processor, recipe.image_processor)
         base = base_of(recipe.start)
     else:
         model, processor = new_model(recipe)

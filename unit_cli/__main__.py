@@ -16,7 +16,8 @@ from importlib import import_module
 from .common import CommandError
 
 COMMANDS = ("read", "describe", "features", "demo", "convert", "export", "llava")
-COMMANDS += ("plan", "train", "curve", "merge", "average", "data", "evaluate", "push", "push-space")
+COMMANDS += ("plan", "train", "ablate", "curve", "merge", "average", "data", "evaluate", "peers", "lmms")
+COMMANDS += ("push", "push-space")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -463,13 +463,16 @@ class RenderedPage:
         self.scale = np.array([bitmap.width / glyphs.width, bitmap.height / glyphs.height])
         self.glyph_boxes = glyphs.boxes * np.tile(self.scale, 2)
 
-    def cut(self, lines: list[Line], rng: np.random.Generator, *, rule_share: float = 0.3) -> Cutout | str:
+    def cut(
+        self, lines: list[Line], rng: np.random.Generator, *, rule_share: float = 0.3, check_ink: bool = True
+    ) -> Cutout | str:
         """Cut out ``lines`` with random margins of 2 to 8 px, or say why that cannot be done cleanly.
 
         Args:
             lines: one or more lines of one chain, from the top; with `part_of_line` also a piece of one.
             rng: draws the margins, and whether a cut-out with a rule in it is kept.
             rule_share: the share of cut-outs kept among those whose only foreign ink is a horizontal rule.
+            check_ink: refuse a cut-out whose ink does not agree with the text layer.
 
         Returns:
             The cut-out, or the reason it was refused as one word or two.
@@ -495,7 +498,7 @@ class RenderedPage:
         boxes -= (left, top, left, top)
         boxes = boxes.clip(0, (right - left, bottom - top) * 2)
         boxes[spaces] = 0
-        fault = ink_fault(pixels, boxes[~spaces].astype(int))
+        fault = ink_fault(pixels, boxes[~spaces].astype(int)) if check_ink else ""
         if fault and not (fault == "rule" and rng.random() < rule_share):
             return fault
         text, with_breaks, at = [], [], 0

@@ -7,8 +7,9 @@ read for the census alone: blank paper, and pictures of things with no lettering
 A line is a line of the text of at least ``LINE_WORDS`` words and ``LINE_CHARACTERS`` characters, case and typography
 left aside; longer ones than ``LINE_MOST`` characters, such as unbroken paragraphs, are cut at words. A line is *found*
 when some stretch of the other text, as long as itself, is like it by ``FOUND`` (1 - insertions and deletions over the
-characters of both): some 15% of wrong characters leave 0.85, lines that have nothing to do with each other are about
-0.5 alike. The thresholds are ours.
+characters of both). Thresholds are ours; this one from 354 lines of 12 pages [measured]: in the text of another page
+the best stretch is 0.47 alike in the middle and 0.63 at most; with 20% of the letters changed at random 99% of the
+lines are found in their own, with 30% 94%, with 40% 68%.
 
 | figure | of | definition |
 |---|---|---|

@@ -119,6 +119,7 @@ class TextSample:
         source: where it comes from; also the group that stands and falls together in a bootstrap.
         markdown: whether ``text`` is Markdown.
         error: why ``image`` is None; ``""`` otherwise.
+        layout: ``"block"``, text of one column and nothing else, or ``"page"``, whose parts a reader has to find.
     """
 
     index: int
@@ -128,6 +129,7 @@ class TextSample:
     source: str = ""
     markdown: bool = False
     error: str = ""
+    layout: str = "block"
 
 
 class Progress(Protocol):

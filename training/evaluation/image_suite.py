@@ -1,7 +1,7 @@
 """What an encoder knows of pictures: neighbours, names, linear probes, retrieval, dense features.
 
 On the held-out pictures (kinds that nobody trains on, each by several hands; a picture never meets another of its own
-hand), on made scenes of them or a set with masks that is named (ADE20K), and on a labelled set that is named (ImageNet).
+hand), on made scenes of them or a named set with masks (ADE20K), and on a labelled set where one is named (ImageNet).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Recognition(Evaluator):
     Figures, each with ``at["feature"]``: ``knn_accuracy`` (5 neighbours of other families of style vote),
     ``knn_accuracy_photographs`` (of those queries that are photographs), ``knn_weighted_accuracy`` (20, weighted),
     ``probe_accuracy`` (softmax regression, families dealt into five folds), ``retrieval_map``, ``retrieval_recall1``
-    and ``retrieval_recall5`` (a picture for others of its kind in other styles). Intervals are bootstrapped over kinds.
+    and ``retrieval_recall5`` (a picture for its kind in other styles). Intervals are bootstrapped over kinds.
     """
 
     suite = "image"
@@ -360,8 +360,8 @@ def naming_ways(
     """Embeddings of pictures in the space of a text encoder.
 
     The subject's own projection serves where it gives vectors of that space's width; else, where the tower has an
-    image half for tokens as wide as the subject's, its last layers do (CLIP: layer norm and projection of the class token;
-    SigLIP: its pooling of the patch tokens).
+    image half for tokens as wide as the subject's, its last layers do (CLIP: layer norm and projection of the class
+    token; SigLIP: its pooling of the patch tokens).
 
     Args:
         tower: a :class:`~training.evaluation.text_tower.TextTower`, or None for the data's sentence encoder.
@@ -474,8 +474,8 @@ def _tell_failed(features: Any, subject: Subject, pictures: Any, work: Work) -> 
     failed = int(features.failed.sum())
     if failed:
         work.notes.append(
-            f"{subject.name} failed on {failed} of {len(pictures)} of {pictures.name} ({features.reason}); they count as "
-            "wrong."
+            f"{subject.name} failed on {failed} of {len(pictures)} of {pictures.name}; they count as wrong. The first "
+            f"error: {features.reason}"
         )
 
 

@@ -84,7 +84,11 @@ def read_set(
         "batch_size": work.batch_size,
         "code": _hash_of_reading_code(),
     }
-    key, kept = key_of(told), _kept.setdefault(subject, {})
+    key = key_of(told)
+    try:
+        kept = _kept.setdefault(subject, {})
+    except TypeError:  # a subject that cannot be a key is asked again
+        kept = {}
     if key not in kept and work.cache is not None and (entry := work.cache.get(key)) is not None:
         kept[key] = tuple(Reading(**{**item, "remarks": tuple(item["remarks"])}) for item in entry.items)
     if key not in kept:

@@ -1,34 +1,216 @@
-"""Tables, a plot and a Markdown page from the results of an evaluation.
+"""Tables and a Markdown page from the results of an evaluation.
 
-`results` is what `results.json` holds:
+What `results.json` holds, format 2:
 
-    {"model", "machine": one line, "seconds",
-     "text":  {"blocks": folder, "readers": [TextResult.to_dict(), …], "notes": [line, …]},
-     "image": {"pictures": folder, "models": [{"name", "rows": [[name, value, low, high], …]}, …], "notes": [line, …]}}
+    {"format": 2, "model", "command", "machine": one line, "versions": {name: version}, "date", "seconds",
+     "subjects": [{"name", "role", "path", "hash", "parameters"?}, …],
+     "figures": [Figure.to_dict() | {"suite", "evaluator", "subject", "dataset_id"?}, …],
+     "notes": [{"suite", "evaluator", "subject", "text"}, …],
+     "measured": [{"suite", "evaluator", "subject", "seconds", "cached", "items": path or null}, …]}
 
-with "text" and "image" only where that suite was run.
+"seconds" is how long this command took; those of "measured" how long each measure took when it was taken, in this run
+or, where "cached", in an earlier one. Figures stand in the order of the report. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import platform
-from collections.abc import Sequence
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+FORMAT = 2
 # Okabe and Ito's palette (2008): told apart by colour-blind readers and in grey
 COLOURS = ("#0072B2", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00")
+SUITE_TITLES = {
+    "text": "Reading",
+    "image": "Recognising pictures",
+    "scale": "Across scales",
+    "cost": "Cost",
+    "retention": "Kept from the teacher",
+}
+TITLES = {
+    "word_f1": "word F1",
+    "word_precision": "word precision",
+    "word_recall": "word recall",
+    "cer": "CER",
+    "wer": "WER",
+    "exact": "exact",
+    "knn_accuracy": "k-NN accuracy",
+    "zero_shot_top1": "zero-shot top 1",
+    "zero_shot_top5": "zero-shot top 5",
+    "miou": "mIoU",
+    "mean_iou": "mIoU",
+    "cka": "CKA",
+    "flops": "FLOPs",
+}
+AXES = {  # what a figure may be measured at -> the axis
+    "x_height": "height of a lower-case x, px",
+    "resolution": "side of the input, px",
+}
+LARGEST_FIRST = ("x_height",)  # its columns run from what is easy to what is hard
+# The handful that a reader looks for first: suite, figure, which evaluators (None: the first that has it)
+SUMMARY: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
+    ("text", "word_f1", ("blocks", "pages")),
+    ("text", "cer", ("blocks",)),
+    ("image", "knn_accuracy", None),
+    ("image", "zero_shot_top1", None),
+    ("image", "probe_accuracy", None),
+    ("image", "mean_iou", None),
+    ("scale", "cka", None),
+    ("retention", "cosine", None),
+    ("retention", "cka", None),
+    ("cost", "parameters", None),
+    ("cost", "flops", None),
+    ("cost", "latency", None),
+    ("cost", "peak_memory", None),
+    ("text", "seconds_per_item", ("pages",)),
+    ("cost", "seconds_per_page", None),
+)
+
+Record = Mapping[str, Any]  # one of "figures"
 
 
-def with_interval(row: Sequence) -> str:
-    """`[name, value, low, high]` -> ``0.912 [0.901, 0.923]``."""
-    _, value, low, high = row
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading results
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_results(path: str | os.PathLike) -> dict[str, Any]:
+    """The results in a ``results.json`` or in a folder that has one.
+
+    Raises:
+        ValueError: there is none, it is no JSON, or it is of another format; one line.
+    """
+    path = Path(path)
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(
+            f"{path}: no evaluation there ({error.strerror or error}); unit evaluate writes one"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON: {error}") from error
+    return checked(found, str(path))
+
+
+def checked(found: Any, where: str = "results.json") -> dict[str, Any]:
+    """``found`` itself, if it is what format 2 says.
+
+    Raises:
+        ValueError: it is not; one line.
+    """
+    told = found.get("format") if isinstance(found, dict) else None
+    if told != FORMAT:
+        has = f"it is of format {told}" if told is not None else "it names no format"
+        raise ValueError(f"{where}: not an evaluation of format {FORMAT}: {has}; run unit evaluate again")
+    needed = {"subjects": ("name", "role"), "figures": ("name", "value", "suite", "evaluator", "subject")}
+    for key, names in (needed | {"notes": ("text",)}).items():
+        rows = found.get(key)
+        if not isinstance(rows, list):
+            raise ValueError(f"{where}: {key!r} is missing; run unit evaluate again")
+        for row in rows:
+            missing = [name for name in names if not isinstance(row, dict) or name not in row]
+            if missing:
+                raise ValueError(f"{where}: one of {key!r} has no {missing[0]!r}; run unit evaluate again")
+    for row in found["figures"]:
+        if not isinstance(row["value"], (int, float)):
+            raise ValueError(f"{where}: {row['name']} is no number: {row['value']!r}")
+    return found
+
+
+def figures_of(
+    results: Record, suite: str | None = None, name: str | None = None, subject: str | None = None
+) -> list[Record]:
+    """The figures of a suite, of a name, of a subject; all where nothing is said."""
+    wanted = {"suite": suite, "name": name, "subject": subject}
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    return [row for row in results["figures"] if all(row[key] == value for key, value in wanted.items())]
+
+
+def subject_of(results: Record, role: str) -> str | None:
+    """Name of the first subject with this role."""
+    return next((each["name"] for each in results["subjects"] if each["role"] == role), None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Values and cells
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def title(name: str) -> str:
+    """A figure's name as a heading says it."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def sensible(value: float, unit: str) -> tuple[float, str]:
+    """What to multiply values like this one by, and the unit they are then in: 0.004 s are 4 ms.
+
+    >>> sensible(0.004, "s")
+    (1000.0, 'ms')
+    """
+    size = abs(value)
+    if unit == "ms":
+        factor, unit = sensible(value / 1e3, "s")
+        return factor / 1e3, unit
+    if unit == "s":
+        if 0 < size < 1:
+            return 1e3, "ms"
+        return (1.0, "s") if size < 120 else (1 / 60, "min")
+    if unit == "MB":
+        return (1e-3, "GB") if size >= 1000 else (1.0, "MB")
+    if unit == "GFLOP":
+        if size >= 1000:
+            return 1e-3, "TFLOP"
+        return (1e3, "MFLOP") if 0 < size < 0.1 else (1.0, "GFLOP")
+    if unit == "" and size >= 1e6:
+        return (1e-9, "G") if size >= 1e9 else (1e-6, "M")
+    return 1.0, "" if unit == "share" else unit
+
+
+def digits(value: float, unit: str) -> str:
+    """``value`` as far as it means something: shares to three places, all else to three figures."""
+    if unit == "share":
+        return f"{value:.3f}"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if unit == "" and float(value).is_integer() and abs(value) < 1e6:
+        return f"{value:,.0f}"
+    places = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{places}f}"
+
+
+def cell(row: Record) -> str:
+    """A figure with its interval and, where there are any, its failures: ``0.912 [0.901, 0.923]``."""
+    unit = row.get("unit", "share")
+    factor, called = sensible(row["value"], unit)
+    text = digits(row["value"] * factor, unit) + (f" {called}" if called else "")
+    low, high = row.get("low"), row.get("high")
+    if low is not None and high is not None:
+        text += f" [{digits(low * factor, unit)}, {digits(high * factor, unit)}]"
+    return text + (f" ({row['failed']} failed)" if row.get("failed") else "")
+
+
+def clock(seconds: float) -> str:
+    """``3.2 s``, ``4 min 05 s``, ``1 h 02 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table, columns padded so that it also reads well in a terminal."""
-    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
     widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
@@ -37,24 +219,315 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
     return "\n".join([line(cells[0]), line(["-" * width for width in widths]), *map(line, cells[1:])])
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides a figure, Python first."""
-    import torch
-    import transformers
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------------------------------
 
-    return {"Python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+def at_text(key: str, value: Any) -> str:
+    """One thing that a figure was measured at: ``x-height 7 px``, ``patch mean``, ``k 5``."""
+    if isinstance(value, str):
+        return value or "own"
+    plain = f"{value:g}"
+    named = {"x_height": f"x-height {plain} px", "resolution": f"{plain} px"}
+    return named.get(key, f"{key.replace('_', ' ')} {plain}")
+
+
+def axis_of(rows: Sequence[Record]) -> str | None:
+    """The number that these figures, all of one name, were measured against; None where they are at one place."""
+    keys = dict.fromkeys([*AXES, *(key for row in rows for key in row.get("at", {}))])
+    for key in keys:
+        places = {row["at"][key] for row in rows if _is_number(row.get("at", {}).get(key))}
+        if len(places) > 1:
+            return key
+    return None
+
+
+def places_of(rows: Sequence[Record], axis: str) -> list[float]:
+    """Where on ``axis`` there are figures, in the order of the columns."""
+    places = {row["at"][axis] for row in rows if _is_number(row["at"].get(axis))}
+    return sorted(places, reverse=axis in LARGEST_FIRST)
+
+
+def variants_of(rows: Sequence[Record], axis: str | None) -> tuple[list[str], dict[str, Any]]:
+    """Keys of ``at`` beside the axis that tell these figures apart, and those, with their value, that all share."""
+    keys = dict.fromkeys(key for row in rows for key in row.get("at", {}) if key != axis)
+    apart = [key for key in keys if len({row.get("at", {}).get(key) for row in rows}) > 1]
+    return apart, {key: rows[0]["at"][key] for key in keys if key not in apart}
+
+
+def variant_text(row: Record, apart: Sequence[str]) -> str:
+    """What tells a figure from its likes, in words."""
+    at = row.get("at", {})
+    return ", ".join(at_text(key, at[key]) for key in apart if key in at)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _heading(row: Record) -> str:
+    return title(row["name"]) + (" ↓" if row.get("better") == "lower" else "")
+
+
+def evaluator_tables(rows: Sequence[Record], subjects: Sequence[str]) -> list[str]:
+    """The figures of one evaluator as Markdown: a table of those along each axis, and one of those that stand alone,
+    in the order in which they were measured."""
+    groups: dict[tuple, list[Record]] = {}
+    for name in dict.fromkeys(row["name"] for row in rows):
+        named = [row for row in rows if row["name"] == name]
+        axis = axis_of(named)
+        if axis is not None:
+            groups.setdefault((axis,), []).extend(named)
+            continue
+        for row in named:
+            groups.setdefault((None, *sorted(row.get("at", {}))), []).append(row)
+    return [
+        _table_along(found, axis, subjects) if axis is not None else _table_alone(found, subjects)
+        for (axis, *_), found in groups.items()
+    ]
+
+
+def _about(rows: Sequence[Record], shared: Mapping[str, Any]) -> str:
+    """How many items, and what all were measured at: ``k 5, 60 items``."""
+    counts = sorted({row["items"] for row in rows if row.get("items")})
+    parts = [at_text(key, value) for key, value in shared.items()]
+    if counts:
+        parts.append(f"{counts[0]:,} items" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,} items")
+    return ", ".join(parts)
+
+
+def _table_along(rows: Sequence[Record], axis: str, subjects: Sequence[str]) -> str:
+    """A row for each figure, subject and variant; a column for each place on the axis, before them one for what was
+    measured over all places."""
+    apart, shared = variants_of(rows, axis)
+    places: list[float | None] = list(places_of(rows, axis))
+    if any(axis not in row["at"] for row in rows):
+        places.insert(0, None)
+    table = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        named = [row for row in rows if row["name"] == name]
+        found: dict[tuple[str, str], dict[Any, str]] = {}
+        for row in named:
+            found.setdefault((row["subject"], variant_text(row, apart)), {})[row["at"].get(axis)] = cell(row)
+        for (subject, variant), cells in _by_subject(found, subjects):
+            table.append(
+                [
+                    _heading(named[0]),
+                    subject,
+                    *([variant] if apart else []),
+                    *(cells.get(each, "-") for each in places),
+                ]
+            )
+    header = ["", "", *([""] if apart else []), *("all" if place is None else f"{place:g}" for place in places)]
+    about = ", ".join(text for text in (AXES.get(axis, axis.replace("_", " ")), _about(rows, shared)) if text)
+    return f"By {about}:\n\n{markdown_table(header, table)}"
+
+
+def _table_alone(rows: Sequence[Record], subjects: Sequence[str]) -> str:
+    """A row for each subject and variant and a column for each figure; where that is wider than a page, a row for each
+    figure and variant and a column for each subject."""
+    apart, shared = variants_of(rows, None)
+    headings = {row["name"]: _heading(row) for row in rows}
+    present = [subject for subject in subjects if any(row["subject"] == subject for row in rows)]
+    wide = len(headings) > 5 and len(present) < len(headings)
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        one, other = (row["name"], row["subject"]) if wide else (row["subject"], row["name"])
+        found.setdefault((one, variant_text(row, apart)), {})[other] = cell(row)
+    lines = list(found.items()) if wide else _by_subject(found, subjects)
+    columns = present if wide else list(headings)
+    table = [
+        [headings.get(one, one), *([variant] if apart else []), *(cells.get(column, "-") for column in columns)]
+        for (one, variant), cells in lines
+    ]
+    header = ["", *([""] if apart else []), *(headings.get(column, column) for column in columns)]
+    about = _about(rows, shared)
+    return (f"{about[0].upper()}{about[1:]}:\n\n" if about else "") + markdown_table(header, table)
+
+
+def _by_subject(found: dict[tuple[str, str], Any], subjects: Sequence[str]) -> list[tuple[tuple[str, str], Any]]:
+    order = {subject: number for number, subject in enumerate(subjects)}
+    return sorted(found.items(), key=lambda one: order.get(one[0][0], len(order)))
+
+
+def summary(results: Record) -> str:
+    """A table of the handful of figures that a reader looks for first, of those that were measured; one column a
+    subject. Of a figure along an axis there is the one over everything or, where there is none, the first place: the
+    largest type, the smallest input."""
+    subjects = [each["name"] for each in results["subjects"]]
+    lines: list[tuple[str, dict[str, str]]] = []
+    for suite, name, evaluators in SUMMARY:
+        named = figures_of(results, suite, name)
+        for evaluator in evaluators or [row["evaluator"] for row in named[:1]]:
+            rows = [row for row in named if row["evaluator"] == evaluator]
+            if not rows:
+                continue
+            at = _shown_at(rows)
+            told = [at_text(key, value) for key, value in at.items()]
+            heading = ", ".join([_heading(rows[0]), *([] if suite == "cost" else [evaluator]), *told])
+            lines.append((heading, {row["subject"]: cell(row) for row in rows if row.get("at", {}) == at}))
+    present = [subject for subject in subjects if any(subject in cells for _, cells in lines)]
+    if not lines:
+        return "No figures."
+    table = [[heading, *(cells.get(subject, "-") for subject in present)] for heading, cells in lines]
+    return markdown_table(["", *present], table)
+
+
+def _shown_at(rows: Sequence[Record]) -> dict[str, Any]:
+    axis = axis_of(rows)
+    if axis is None or any(axis not in row.get("at", {}) for row in rows):
+        rows = [row for row in rows if axis is None or axis not in row.get("at", {})]
+        return dict(rows[0].get("at", {}))
+    place = places_of(rows, axis)[0]
+    return dict(next(row["at"] for row in rows if row["at"][axis] == place))
+
+
+def note_line(note: Record) -> str:
+    """``text, blocks, UNIT: what is to be said``."""
+    where = ", ".join(note[key] for key in ("suite", "evaluator", "subject") if note.get(key))
+    return f"{where}: {note['text']}" if where else note["text"]
+
+
+def sections(results: Record, suites: Iterable[str] | None = None, level: int = 2) -> str:
+    """Everything measured, a heading a suite and a heading an evaluator.
+
+    Args:
+        suites: which; all by default.
+        level: of the suites' headings.
+    """
+    subjects = [each["name"] for each in results["subjects"]]
+    wanted = SUITE_TITLES if suites is None else [suite for suite in SUITE_TITLES if suite in set(suites)]
+    parts = []
+    for suite in wanted:
+        rows = figures_of(results, suite)
+        notes = [note for note in results["notes"] if note.get("suite") == suite]
+        if not rows and not notes:
+            continue
+        parts.append(f"{'#' * level} {SUITE_TITLES[suite]}")
+        if rows and (picture := results.get("plots", {}).get(suite)):
+            parts.append(f"![the figures of this section, drawn]({picture})")
+        for evaluator in dict.fromkeys(row["evaluator"] for row in rows):
+            parts.append(f"{'#' * (level + 1)} {evaluator}")
+            parts += evaluator_tables([row for row in rows if row["evaluator"] == evaluator], subjects)
+            parts += _notes([note for note in notes if note.get("evaluator") == evaluator])
+        measured = {row["evaluator"] for row in rows}
+        parts += _notes([note for note in notes if note.get("evaluator") not in measured])
+    return "\n\n".join(parts)
+
+
+def _notes(notes: Sequence[Record]) -> list[str]:
+    lines = [note_line({"subject": note.get("subject", ""), "text": note["text"]}) for note in notes]
+    lines = list(dict.fromkeys(lines))
+    return ["\n".join(f"* {line}" for line in lines)] if lines else []
+
+
+def subject_table(results: Record) -> str:
+    """Who was measured."""
+    rows = []
+    for each in results["subjects"]:
+        count = f"{each['parameters']:,}" if each.get("parameters") else "-"
+        rows.append([each["name"], each["role"], f"`{each.get('path', '')}`", count, each.get("hash", "")[:12]])
+    return markdown_table(["", "role", "what", "parameters", "hash"], rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The report
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_report(results: dict[str, Any], folder: Path) -> None:
+    """Write ``report.md`` and the suites' plots into ``folder``; a plot that shows these figures already is left."""
+    from training.evaluation.plots import plot_suite
+
+    plots = {}
+    for suite in SUITE_TITLES:
+        name = f"{suite}.png"
+        if plot_suite(results, suite, folder / name):
+            plots[suite] = name
+    text = report_text(results | {"plots": plots})
+    (folder / "report.md").write_text(text, encoding="utf-8")
+
+
+def report_text(results: Record) -> str:
+    """The page: what matters most first, then everything."""
+    measured = results.get("measured", [])
+    taken = sum(one["seconds"] for one in measured)
+    fresh = sum(not one["cached"] for one in measured)
+    lines = [
+        f"# Evaluation of {results['model']}",
+        "Brackets hold 95% bootstrap intervals; ↓ marks what is better low.",
+        summary(results),
+        "## How it was measured",
+        f"```sh\n{results['command']}\n```",
+        f"{results['machine']}. {len(measured)} measures, {clock(taken)} of measuring; the last run took {fresh} of "
+        f"them and {clock(results['seconds'])}, the rest was known.",
+        subject_table(results),
+    ]
+    lines += _notes([note for note in results["notes"] if not note.get("suite")])
+    lines.append(sections(results))
+    if any(one.get("items") for one in measured):
+        lines.append("What was found of each item, worst first, is in `items/`.")
+    return "\n\n".join(line for line in lines if line) + "\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The machine
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Versions of what decides a figure, Python first. Nothing is imported for it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"Python": platform.python_version()}
+    for name in ("torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
 
 
 def machine(device: str = "cpu") -> str:
     """One line for tables of figures: processor and threads, or accelerator; versions; date."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{_processor()}, {torch.get_num_threads()} threads"
     stated = ", ".join(f"{what} {version}" for what, version in versions().items())
-    return f"{name}; {stated}; {date.today().isoformat()}"
+    return f"{processor(device)}; {stated}; {date.today().isoformat()}"
+
+
+def processor(device: str = "cpu") -> str:
+    """The accelerator's name; or the processor's, and how many threads torch uses."""
+    name = str(device)
+    if name.startswith("cuda"):
+        return _accelerator(int(name.partition(":")[2] or 0))
+    count = threads()
+    return f"{_processor()}, {count} thread{'s' * (count != 1)}"
+
+
+def threads() -> int:
+    """What torch uses on a CPU: as it says where it is loaded, else what it would take from the environment."""
+    if "torch" in sys.modules:
+        return sys.modules["torch"].get_num_threads()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        if os.environ.get(name, "").isdigit() and int(os.environ[name]) > 0:
+            return int(os.environ[name])
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@lru_cache
+def _accelerator(number: int) -> str:
+    """Name of a CUDA device, asked of the driver, so that torch need not be loaded for it."""
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        return sys.modules["torch"].cuda.get_device_name(number)
+    asked = ["nvidia-smi", f"--id={number}", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip().splitlines()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return f"cuda:{number}"
 
 
 def _processor() -> str:
@@ -67,126 +540,12 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _bin_name(one: dict) -> str:
-    low, high = one["x_height"]
-    return f"{low:.0f}-{high:.0f} px"
+def shown(path: str | os.PathLike) -> str:
+    """A path, or words with paths among them, as a report names them: nobody's home folder is the writer's.
 
-
-def text_tables(text: dict) -> str:
-    """Two tables: every figure of every reader, and word F1 by x-height."""
-    readers = text["readers"]
-    rows = []
-    for reader in readers:
-        figures = {row[0]: row for row in reader["rows"]}
-        rows.append(
-            [
-                reader["reader"],
-                reader["blocks"],
-                reader["failed"],
-                with_interval(figures["word_f1"]),
-                f"{figures['word_precision'][1]:.3f}",
-                f"{figures['word_recall'][1]:.3f}",
-                with_interval(figures["cer"]),
-                f"{figures['wer'][1]:.3f}",
-                f"{figures['exact'][1]:.3f}",
-                f"{reader['seconds'] / max(1, reader['blocks']):.3f}",
-            ]
-        )
-    header = ["reader", "blocks", "failed", "word F1", "precision", "recall", "CER", "WER", "exact", "s/block"]
-    parts = [markdown_table(header, rows)]
-
-    names = list(dict.fromkeys(_bin_name(one) for reader in readers for one in reader["bins"]))
-    if names:
-        rows = []
-        for reader in readers:
-            f1 = {_bin_name(one): {row[0]: row for row in one["rows"]}["word_f1"] for one in reader["bins"]}
-            rows.append([reader["reader"], *(with_interval(f1[name]) if name in f1 else "-" for name in names)])
-        counts = {_bin_name(one): one["blocks"] for one in readers[0]["bins"]}
-        headings = [f"{name} ({counts[name]} blocks)" if name in counts else name for name in names]
-        parts.append("Word F1 by x-height:\n\n" + markdown_table(["reader", *headings], rows))
-    return "\n\n".join(parts)
-
-
-def image_table(image: dict) -> str:
-    """One row a figure, one column a model."""
-    models = image["models"]
-    names = list(dict.fromkeys(row[0] for model in models for row in model["rows"]))
-    found = [{row[0]: row for row in model["rows"]} for model in models]
-    rows = [[name, *(with_interval(one[name]) if name in one else "-" for one in found)] for name in names]
-    return markdown_table(["figure", *(model["name"] for model in models)], rows)
-
-
-def tables(results: dict) -> str:
-    """All tables of ``results`` with a heading each, as Markdown that reads well in a terminal."""
-    parts = []
-    if "text" in results:
-        parts += ["## Reading held-out blocks", text_tables(results["text"])]
-        parts += [f"Note: {note}" for note in results["text"]["notes"]]
-    if "image" in results:
-        parts += ["## Recognising held-out pictures", image_table(results["image"])]
-        parts += [f"Note: {note}" for note in results["image"]["notes"]]
-    return "\n\n".join(parts)
-
-
-def plot(results: dict, path: Path) -> None:
-    """Write a PNG: word F1 by x-height for each reader, and each picture figure for each model."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = []
-    if "text" in results:
-        readers = results["text"]["readers"]
-        groups = list(dict.fromkeys(_bin_name(one) for reader in readers for one in reader["bins"])) + ["all"]
-        series = {}
-        for reader in readers:
-            rows = {_bin_name(one): one["rows"] for one in reader["bins"]} | {"all": reader["rows"]}
-            series[reader["reader"]] = {
-                group: next(row for row in rows[group] if row[0] == "word_f1") for group in groups if group in rows
-            }
-        panels.append(("Word F1 by x-height of the type", groups, series))
-    if "image" in results:
-        models = results["image"]["models"]
-        groups = list(dict.fromkeys(row[0] for model in models for row in model["rows"]))
-        series = {model["name"]: {row[0]: row for row in model["rows"]} for model in models}
-        panels.append(("Recognition of pictures", groups, series))
-
-    widths = [max(5.0, 1.5 * len(groups)) for _, groups, _ in panels]
-    figure = Figure(figsize=(sum(widths), 4.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)
-    for axes, (title, groups, series) in zip(grid[0], panels, strict=True):
-        _grouped_bars(axes, groups, series)
-        axes.set_title(title, pad=28)
-    figure.savefig(path)
-
-
-def _grouped_bars(axes, groups: list[str], series: dict[str, dict[str, Sequence]]) -> None:
-    """Bars of ``series[name][group] = [_, value, low, high]``, one colour a name, with whiskers from low to high."""
-    width = 0.8 / max(1, len(series))
-    for place, (name, values) in enumerate(series.items()):
-        present = [group for group in groups if group in values]
-        x = [groups.index(group) + (place - (len(series) - 1) / 2) * width for group in present]
-        heights = [values[group][1] for group in present]
-        whiskers = [
-            [max(0.0, values[group][1] - values[group][2]) for group in present],
-            [max(0.0, values[group][3] - values[group][1]) for group in present],
-        ]
-        axes.bar(x, heights, width * 0.92, yerr=whiskers, label=name, color=COLOURS[place % len(COLOURS)], capsize=2)
-    axes.set_xticks(range(len(groups)), [group.replace(", ", "\n") for group in groups])
-    axes.set_ylim(0.0, max([1.0, *(row[3] for values in series.values() for row in values.values())]))
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), frameon=False)
-
-
-def write_report(results: dict, folder: Path) -> None:
-    """Write ``report.png`` and ``report.md`` into ``folder``."""
-    plot(results, folder / "report.png")
-    lines = [
-        f"# Evaluation of {results['model']}",
-        f"{results['machine']}.",
-        "Brackets hold 95% bootstrap intervals.",
-        tables(results),
-        "![the figures above as bars](report.png)",
-    ]
-    (folder / "report.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    With ``/home/me`` at home ``/home/me/runs/a`` is ``~/runs/a``.
+    """
+    text, home = str(path), str(Path.home())
+    if len(home) < 2:
+        return text
+    return re.sub(rf"(?<![\w.~/\\]){re.escape(home)}(?=[/\\\s'\",;:)]|$)", "~", text)

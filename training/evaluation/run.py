@@ -1,28 +1,93 @@
-"""`unit evaluate`: measure a checkpoint on the held-out blocks and pictures, write the report.
+"""`unit evaluate`: measure a checkpoint on held-out data, write the report.
 
-    unit evaluate MODEL --suite text,image --peers tesseract --out evaluation
+    unit evaluate MODEL --suite text,image,scale,cost,retention --peers tesseract --out evaluation
 
-writes ``results.json``, ``report.md``, ``report.png`` and, for the text suite, one ``text-READER.jsonl`` per reader
-with every block, worst first. Held-out data is looked for where `unit data` puts it, unless named.
+writes into ``--out``:
+
+| file | what |
+|---|---|
+| ``results.json`` | every figure with its interval, format 2; after each evaluator, so that nothing measured is lost |
+| ``report.md`` and ``SUITE.png`` | tables and plots |
+| ``items/*.jsonl`` | what was found of each item, worst first |
+| ``model-index.yaml``, ``eval_results/*.yaml`` | the same in the Hub's formats; see :mod:`.hub_results` |
+| ``errors.log`` | tracebacks of what went wrong, if anything did |
+
+Subjects are the model, its teacher, its stages, the encoder it started from, and peers; evaluators come from the
+suites' modules. What was measured before, of the same weights, data and code, comes from :mod:`.cache`. One subject
+after another is loaded, measured by all evaluators, and released. Held-out data is looked for where `unit data` puts
+it, unless named.
+
+Exit status: 0 if anything was measured, 1 if nothing could be, 2 for bad input, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
+from training.evaluation import report
+from training.evaluation.cache import Cache, Entry, hash_of_code, json_line, key_of, write_whole
+from training.evaluation.contract import (
+    DESCRIBE,
+    ENCODE,
+    NAME,
+    READ,
+    SUITES,
+    Evaluator,
+    NotMeasured,
+    Options,
+    Subject,
+    Work,
+)
+from training.evaluation.subjects import ModelSubject
 
-from training.data.sources import data_folder
-from training.evaluation.report import machine, tables, write_report
-from training.evaluation.subjects import PictureEncoder, read_config
+# suite -> modules of this package, each with `evaluators(options)`
+MODULES = {
+    "text": ("text_suite", "census"),
+    "image": ("image_suite",),
+    "scale": ("scale_suite",),
+    "cost": ("cost",),
+    "retention": ("retention",),
+}
+LACKS = {
+    READ: "has no language decoder and cannot read",
+    DESCRIBE: "has no language decoder and cannot describe pictures",
+    NAME: "has no projection to the space of a text encoder and cannot name pictures",
+    ENCODE: "gives no features of pictures",
+}
+HOW_TO_NAME = {  # a role that figures are measured against -> how to name who plays it
+    "teacher": "no teacher is known: --teacher MODEL names the encoder as it was before training",
+    "start": "no start is known: --start MODEL names the encoder that training began with",
+}
+OURS = ("unit", "unit_vision_model")
 
-SUITES = ("text", "image")
+
+@dataclass
+class _Measure:
+    """One evaluator on one subject: what it is known by, and what came of it."""
+
+    evaluator: Evaluator
+    subject: Subject
+    place: tuple[int, int]  # in the report: of the evaluator, of the subject
+    key: str = ""
+    told: dict[str, Any] = field(default_factory=dict)
+    entry: Entry | None = None
+    cached: bool = False
+    whole: bool = False  # measured in this run, without a fault
+    written: bool = False  # its items
 
 
 def evaluate(
@@ -30,191 +95,526 @@ def evaluate(
     suites: Sequence[str] = SUITES,
     out: str | Path = "evaluation",
     *,
-    limit: int | None = None,
-    peers: Sequence[str] = (),
-    blocks: str | Path | None = None,
-    pictures: str | Path | None = None,
+    options: Options | None = None,
     teacher: str | None = None,
+    start: str | None = None,
+    stages: Mapping[str, str] | None = None,
     batch_size: int = 16,
     device: str = "cpu",
+    seed: int = 0,
+    use_cache: bool = True,
     progress: bool = True,
+    command: str | None = None,
 ) -> dict:
-    """Run ``suites`` on ``model`` and write the report into ``out``.
+    """Run ``suites`` on ``model`` and whoever it is compared with, and write the report into ``out``.
 
     Args:
-        model: a folder or Hub id of a full UNIT checkpoint; for pictures alone, of an encoder too.
-        suites: any of ``"text"`` and ``"image"``.
+        model: a folder or Hub id of a UNIT checkpoint or of an encoder.
+        suites: any of ``SUITES``.
         out: folder for the report; made when missing.
-        limit: at most so many blocks, spread evenly over the set; ``None`` for all. Pictures are few: always all.
-        peers: ``"tesseract"`` reads the same blocks. A peer that is not installed is left out with a note.
-        blocks, pictures: folders of held-out data; by default where `unit data` puts them.
-        teacher: folder or Hub id of the encoder before training, measured on the same pictures.
+        options: limits, data and peers; see :class:`~training.evaluation.contract.Options`.
+        teacher: folder or Hub id of the encoder before training. By default the shipped checkpoint's own, or the
+            folder that the checkpoint's ``recipe.json`` records, if it is there.
+        start: folder or Hub id of the encoder that training began with, where that is not the teacher.
+        stages: name -> folder or Hub id of the checkpoints on the way.
         batch_size: of reading and of encoding.
-        device: where the model runs, ``"cpu"`` or ``"cuda"``.
-        progress: show progress bars.
+        device: where the models run, ``"cpu"`` or ``"cuda"``.
+        seed: of bootstraps and of whatever else is drawn.
+        use_cache: take what was measured before; without, everything is measured anew (and kept).
+        progress: show what is being done.
+        command: what the report says it was made by.
 
     Returns:
         What was written to ``results.json``; see :mod:`training.evaluation.report`.
 
     Raises:
-        ValueError: an unknown suite or peer, a limit below 1, or held-out data that is not there.
+        ValueError: an unknown suite or peer, a limit or batch size below 1, no model, no such device.
+        KeyboardInterrupt: as it came; what is done is in the cache and in ``results.json``.
     """
-    from training.evaluation.text import PEERS
-
-    _known(suites, SUITES, "suite")
-    _known(peers, PEERS, "peer")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
+    began = time.perf_counter()
+    options = options or Options()
+    _check(suites, options, batch_size)
+    subjects, notes = _subjects(model, teacher, start, stages or {}, options, device)
+    evaluators, more = _evaluators(suites, options)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    results: dict = {"model": str(model), "machine": machine(device)}
-    if "text" in suites:
-        folder = Path(blocks) if blocks is not None else data_folder("blocks-validation")
-        results["text"] = _text_suite(model, folder, out, limit, peers, batch_size, device, progress)
-    if "image" in suites:
-        folder = Path(pictures) if pictures is not None else data_folder("pictures-validation")
-        results["image"] = _image_suite(model, teacher, folder, batch_size, device)
-    results["seconds"] = round(time.perf_counter() - start, 1)
-    (out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_report(results, out)
+    (out / "errors.log").unlink(missing_ok=True)
+    run = _Run(out, subjects, notes + more, seed, batch_size, device, progress)
+    run.head = {
+        "format": report.FORMAT,
+        "model": report.shown(model),
+        "command": command or f"unit evaluate {report.shown(model)} --suite {','.join(suites)}",
+        "machine": report.machine(device),
+        "versions": report.versions(),
+    }
+    run.plan(evaluators, Cache() if use_cache else None)
+    run.measure(Cache(), began)
+    results = run.write(began)
+    report.write_report(results, out)
+    _write_hub_results(results, out)
     return results
 
 
-def _known(given: Sequence[str], known, what: str) -> None:
-    for name in given:
-        if name not in known:
-            raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+def _write_hub_results(results: dict, out: Path) -> None:
+    from training.evaluation.hub_results import write_hub_results
+
+    write_hub_results(results, out)
 
 
-def _text_suite(
-    model: str,
-    folder: Path,
-    out: Path,
-    limit: int | None,
-    peers: Sequence[str],
-    batch_size: int,
-    device: str,
-    progress: bool,
-) -> dict:
-    """Every reader on the same blocks: the model first, then each peer that is installed."""
-    from training.evaluation.text import PEERS, Blocks, PeerMissing, evaluate_text, reads_images
+class _Run:
+    """The measures of one command, and what is written of them."""
 
-    blocks = Blocks(folder, limit)
-    readers = {"UNIT": reads_images(page_reader(model, device))}
-    notes = []
-    for peer in peers:
+    def __init__(
+        self,
+        out: Path,
+        subjects: Sequence[Subject],
+        notes: list[dict[str, str]],
+        seed: int,
+        batch_size: int,
+        device: str,
+        progress: bool,
+    ):
+        self.out, self.subjects, self.notes = out, list(subjects), notes
+        self.seed, self.batch_size, self.device, self.progress = seed, batch_size, device, progress
+        self.measures: list[_Measure] = []
+        self.hashes: dict[int, str] = {}
+        self.head: dict[str, Any] = {}
+        self.roles: dict[str, Subject] = {}
+        self.known: Cache | None = None  # what earlier runs found; None where nothing of it is to be used
+        for subject in subjects:
+            self.roles.setdefault(subject.role, subject)
+
+    # ------------------------------------------------------------------------------------------------------------ plan
+
+    def plan(self, evaluators: Sequence[Evaluator], cache: Cache | None) -> None:
+        """Who is measured by what, and what of it is known already."""
+        self.known = cache
+        subjects = []
+        for subject in self.subjects:
+            try:
+                self.hashes[id(subject)] = subject.hash()
+                subjects.append(subject)
+            except Exception as error:  # a peer that is there in part, a file that went away
+                self.went_wrong(None, subject, error)
+        found: list[_Measure] = []
+        for number, evaluator in enumerate(evaluators):
+            measured = self._measured_by(evaluator, subjects)
+            if not measured:
+                continue
+            if evaluator.against is not None and evaluator.against not in self.roles:
+                against = evaluator.against
+                self.note(evaluator, None, HOW_TO_NAME.get(against, f"nobody here is the {against}"))
+                continue
+            try:
+                fingerprint = evaluator.fingerprint()
+                for subject in measured:
+                    one = _Measure(evaluator, subject, (number, self.subjects.index(subject)))
+                    one.told = self._told(evaluator, fingerprint, subject)
+                    one.key = key_of(one.told)
+                    found.append(one)
+            except Exception as error:
+                self.went_wrong(evaluator, None, error)
+        for one in found:
+            one.entry = cache.get(one.key) if cache is not None else None
+            one.cached = one.entry is not None
+        self.measures = found
+
+    def _measured_by(self, evaluator: Evaluator, subjects: Sequence[Subject]) -> list[Subject]:
+        able = []
+        for subject in subjects:
+            if evaluator.roles is not None and subject.role not in evaluator.roles:
+                continue
+            lacking = sorted(evaluator.needs - subject.can)
+            if not lacking:
+                able.append(subject)
+            # of a teacher or a peer nobody expects that it can do everything
+            elif subject.role in ("model", "stage"):
+                note = {"suite": evaluator.suite, "evaluator": "", "subject": subject.name}
+                note["text"] = f"{subject.name} {LACKS[lacking[0]]}"
+                if note not in self.notes:
+                    self.say_note(note)
+        return able
+
+    def _told(self, evaluator: Evaluator, fingerprint: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
+        """All that decides the figures: what the cache knows them by."""
+        against = self.roles[evaluator.against] if evaluator.against is not None else None
+        return {
+            "subject": self.hashes[id(subject)],
+            "against": self.hashes.get(id(against)),
+            "suite": evaluator.suite,
+            "evaluator": evaluator.name,
+            "fingerprint": dict(fingerprint),
+            "code": hash_of_code(),
+            "versions": self.head["versions"],
+            "processor": report.processor(self.device),  # seconds are this machine's
+            "device": self.device,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+    # --------------------------------------------------------------------------------------------------------- measure
+
+    def measure(self, cache: Cache, began: float) -> None:
+        """Everything that is not known yet: subjects outer, so that weights are loaded once."""
+        todo = sorted((one for one in self.measures if not one.cached), key=lambda one: one.place[::-1])
+        if todo:
+            _check_device(self.device)
+        self.write(began)
         try:
-            readers |= PEERS[peer]()
-        except PeerMissing as missing:
-            notes.append(str(missing))
-            print(missing, file=sys.stderr)
-    found = []
-    for name, read in readers.items():
-        result = evaluate_text(read, blocks, name=name, batch_size=batch_size, progress=progress)
-        result.write_items(out / f"text-{re.sub(r'[^a-z0-9]+', '-', name.lower())}.jsonl")
-        found.append(result.to_dict())
-        if result.failed:
-            notes.append(f"{name} failed on {result.failed} of {result.blocks} blocks; they count as read empty.")
-    return {"blocks": _shown(folder), "readers": found, "notes": notes}
+            for number, one in enumerate(todo):
+                alike = [each for each in todo[:number] if each.key == one.key and each.whole]
+                if alike:  # the same weights by another name: a teacher that is the start, too
+                    one.entry, one.cached = alike[0].entry, True
+                    continue
+                if self.progress:
+                    known = len(self.measures) - len(todo)
+                    where = f"[{known + number + 1}/{len(self.measures)}] {report.clock(time.perf_counter() - began)}"
+                    print(f"{where}  {one.evaluator.suite}: {one.evaluator.name}, {one.subject.name}", file=sys.stderr)
+                self._one(one, cache)
+                self.write(began)
+                self._release(one.subject, todo[number + 1 :])
+        finally:
+            for subject in self.subjects:
+                subject.release()
+
+    def _one(self, one: _Measure, cache: Cache) -> None:
+        work = Work(self.batch_size, self.progress, self.seed, self.roles, cache=self.known)
+        entry = one.entry = Entry([], work.items, work.notes)
+        start = time.perf_counter()
+        try:
+            for figure in one.evaluator.figures(one.subject, work):
+                if not math.isfinite(figure.value):
+                    raise ValueError(f"{figure.name} came out as {figure.value}")
+                entry.figures.append(figure)
+        except Exception as error:
+            self.went_wrong(one.evaluator, one.subject, error)
+            return
+        finally:
+            entry.seconds = round(time.perf_counter() - start, 3)
+        # A peer fails where its program is gone or was killed, which says nothing of the peer: tried again next time.
+        if one.subject.role == "peer" and any(figure.failed for figure in entry.figures):
+            return
+        try:
+            one.whole = True
+            cache.put(one.key, entry, one.told)
+        except OSError as error:
+            self.note(one.evaluator, one.subject, f"not kept for the next time: {error}")
+
+    def _release(self, subject: Subject, rest: Sequence[_Measure]) -> None:
+        """Let go of whoever has had its turn, and of those that figures were measured against, for the last time."""
+        if any(one.subject is subject for one in rest):
+            return
+        for each in self.subjects:
+            used = any(one.subject is each or one.evaluator.against == each.role for one in rest)
+            if not used:
+                each.release()
+
+    # ----------------------------------------------------------------------------------------------------------- notes
+
+    def note(self, evaluator: Evaluator | None, subject: Subject | None, text: str) -> None:
+        """A line of the report, shown at once."""
+        suite, name = (evaluator.suite, evaluator.name) if evaluator is not None else ("", "")
+        line = _line(text)
+        self.say_note({"suite": suite, "evaluator": name, "subject": subject.name if subject else "", "text": line})
+
+    def say_note(self, note: dict[str, str]) -> None:
+        self.notes.append(note)
+        print(report.note_line(note), file=sys.stderr)
+
+    def went_wrong(self, evaluator: Evaluator | None, subject: Subject | None, error: Exception) -> None:
+        """One line for the report; of what nobody foresaw, the traceback in errors.log."""
+        if isinstance(error, NotMeasured):
+            self.note(evaluator, subject, str(error))
+            return
+        line = (str(error).strip().splitlines() or ["no message"])[0]
+        self.note(evaluator, subject, f"{type(error).__name__}: {line} (traceback in errors.log)")
+        with (self.out / "errors.log").open("a", encoding="utf-8") as log:
+            log.write(f"{report.note_line(self.notes[-1])}\n")
+            log.write("".join(traceback.format_exception(type(error), error, error.__traceback__)) + "\n")
+
+    # ----------------------------------------------------------------------------------------------------------- write
+
+    def write(self, began: float) -> dict:
+        """results.json and the items, as far as they are known."""
+        done = sorted((one for one in self.measures if one.entry is not None), key=lambda one: one.place)
+        figures, measured, notes = [], [], list(self.notes)
+        for one in done:
+            where = {"suite": one.evaluator.suite, "evaluator": one.evaluator.name, "subject": one.subject.name}
+            set_id = {"dataset_id": one.evaluator.dataset_id} if one.evaluator.dataset_id else {}
+            figures += [figure.to_dict() | where | set_id for figure in one.entry.figures]
+            notes += [where | {"text": _line(text)} for text in one.entry.notes]
+            items = self._write_items(one)
+            measured.append(where | {"seconds": one.entry.seconds, "cached": one.cached, "items": items})
+        counted = {each["subject"]: int(each["value"]) for each in figures if each["name"] == "parameters"}
+        subjects = []
+        for subject in self.subjects:
+            known = {"name": subject.name, "role": subject.role, "path": report.shown(subject.path)}
+            known["hash"] = self.hashes.get(id(subject), "")
+            if subject.name in counted:
+                known["parameters"] = counted[subject.name]
+            subjects.append(known)
+        results = self.head | {
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - began, 1),
+            "subjects": subjects,
+            "figures": figures,
+            "notes": notes,
+            "measured": measured,
+        }
+        write_whole(self.out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        return results
+
+    def _write_items(self, one: _Measure) -> str | None:
+        """The items' file below ``out``, worst first; written once."""
+        if not one.entry.items:
+            return None
+        names = (one.evaluator.suite, one.evaluator.name, one.subject.name)
+        path = Path("items") / (
+            "-".join(re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in names) + ".jsonl"
+        )
+        if not one.written:
+            write_whole(self.out / path, "".join(map(json_line, sorted(one.entry.items, key=_badness))))
+            one.written = True
+        return path.as_posix()
 
 
-def page_reader(model: str, device: str = "cpu") -> Callable[[list[Image.Image]], list[str]]:
-    """Images -> texts, as `unit read` reads them.
-
-    Raises:
-        ValueError: ``model`` is an encoder only.
-    """
-    from modeling_unit import UnitConfig, UnitForConditionalGeneration, UnitProcessor
-    from modeling_unit.reading_unit import Reader
-
-    config = read_config(model)
-    if not isinstance(config, UnitConfig):
-        raise ValueError(f"{model} is a {config.model_type!r} checkpoint, which cannot read; leave out the suite text")
-    weights = UnitForConditionalGeneration.from_pretrained(model).eval().to(device)
-    reader = Reader(weights, UnitProcessor.from_pretrained(model))
-    return lambda images: [page.text for page in reader.read_many(images)]
+def _line(text: str) -> str:
+    """One line, without anybody's home folder."""
+    return report.shown(" ".join(text.split()))
 
 
-def _shown(folder: Path) -> str:
-    """The folder as a report names it: nobody else's home is the writer's."""
-    folder, home = Path(folder), Path.home()
-    return f"~/{folder.relative_to(home).as_posix()}" if folder.is_relative_to(home) else str(folder)
+def _badness(item: Mapping[str, Any]) -> float:
+    """Sorts the worst first: what failed, then what was read or named worst; the rest stays as it is."""
+    if item.get("error"):
+        return -1.0
+    for key in ("word_f1", "correct"):
+        if isinstance(item.get(key), (int, float)):
+            return float(item[key])
+    return 0.0
 
 
-def _image_suite(model: str, teacher: str | None, folder: Path, batch_size: int, device: str) -> dict:
-    """The same held-out pictures through the model and, where one is named, its teacher."""
-    found, notes = [], []
-    for name, path in [("UNIT", model), ("teacher", teacher)]:
-        if path is None:
-            continue
-        encoder = PictureEncoder(path, device)
-        found.append({"name": name, "rows": [list(row) for row in picture_rows(encoder, folder, batch_size)]})
-        # A tower with activations in the tens loses in front of a language model: RADIO, issue 15.
-        size, largest = encoder.root_mean_square, encoder.largest
-        notes.append(f"{name}: patch tokens have a root mean square of {size:.2f} and reach {largest:.1f}.")
-    return {"pictures": _shown(folder), "models": found, "notes": notes}
+# ---------------------------------------------------------------------------------------------------------------------
+# Who is measured, and by what
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def picture_rows(encoder: PictureEncoder, folder: Path, batch_size: int) -> Iterator[tuple[str, float, float, float]]:
-    """(name, value, low, high) of every figure: k-NN of either kind of feature, zero-shot naming either way."""
-    from training.evaluation.image import evaluate_images
+def _check(suites: Sequence[str], options: Options, batch_size: int) -> None:
+    for suite in suites:
+        if suite not in SUITES:
+            raise ValueError(f"unknown suite {suite!r}; known: {', '.join(SUITES)}")
+    if not suites:
+        raise ValueError(f"no suite is named; known: {', '.join(SUITES)}")
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"limit must be at least 1, got {options.limit}")
+    if batch_size < 1:
+        raise ValueError(f"batch size must be at least 1, got {batch_size}")
+    if options.resolutions is not None and (not options.resolutions or min(options.resolutions) < 1):
+        raise ValueError("resolutions are sides in pixels, each at least 1")
+    for name in ("blocks", "pages", "pictures"):
+        folder = getattr(options, name)
+        if folder is not None and not Path(folder).is_dir():
+            raise ValueError(f"--{name} {folder}: no such folder")
 
-    features = {
-        "class token": lambda pictures: encoder.tokens(pictures)[0],
-        "patch mean": lambda pictures: encoder.tokens(pictures)[1].mean(dim=1),
-    }
-    ways = [*encoder.zero_shot.items(), (None, None), (None, None)]  # two at most, one in either pass
-    for (feature, encode), (way, embed) in zip(features.items(), ways, strict=False):
-        for name, *figures in evaluate_images(encode, embed, folder, encoder.resolution, batch=batch_size):
-            detail = way if name.startswith("zero_shot") else feature
-            yield (f"{name}, {detail}" if detail else name, *figures)
+
+def _check_device(device: str) -> None:
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"--device {device}: torch cannot use it here ({line})") from error
+
+
+def _evaluators(suites: Iterable[str], options: Options) -> tuple[list[Evaluator], list[dict[str, str]]]:
+    """The evaluators of ``suites`` in the order of ``SUITES``, and notes on suites that have none."""
+    found: list[Evaluator] = []
+    notes: list[dict[str, str]] = []
+    for suite in [suite for suite in SUITES if suite in set(suites)]:
+        for name in MODULES[suite]:
+            try:
+                found += import_module(f"training.evaluation.{name}").evaluators(options)
+            except NotMeasured as error:
+                notes.append({"suite": suite, "evaluator": "", "subject": "", "text": _line(str(error))})
+                print(report.note_line(notes[-1]), file=sys.stderr)
+    return found, notes
+
+
+def _subjects(
+    model: str, teacher: str | None, start: str | None, stages: Mapping[str, str], options: Options, device: str
+) -> tuple[list[Subject], list[dict[str, str]]]:
+    """The model first, then teacher, start, stages and peers; notes on peers that are not there."""
+    subject = ModelSubject(model, role="model", device=device)
+    if subject.config.get("model_type") not in OURS:
+        subject.name = Path(model).name
+    found: list[Subject] = [subject]
+    teacher = teacher or teacher_of(model)
+    if teacher is not None:
+        found.append(ModelSubject(teacher, "teacher", "teacher", device))
+    if start is not None:
+        found.append(ModelSubject(start, "start", "start", device))
+    for name, path in stages.items():
+        found.append(ModelSubject(path, name, "stage", device))
+    notes: list[dict[str, str]] = []
+    if options.peers:
+        from training.evaluation.peers import subjects as peer_subjects
+
+        peers, missing = peer_subjects(options.peers, device)
+        found += peers
+        for line in missing:
+            notes.append({"suite": "", "evaluator": "", "subject": "", "text": _line(line)})
+            print(report.note_line(notes[-1]), file=sys.stderr)
+    names = [subject.name for subject in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"two of those measured are called {name!r}; give each stage and peer once, by another name"
+            )
+    return found, notes
+
+
+def teacher_of(model: str) -> str | None:
+    """Where the teacher of a checkpoint is, as far as that is known: beside the shipped one; or the folder that
+    ``recipe.json`` records. None where there is none."""
+    folder = Path(model)
+    package = find_spec("modeling_unit")
+    if package is not None and package.origin is not None:  # modeling_unit.shipped_checkpoint() would import torch
+        shipped = Path(package.origin).parent / "checkpoints" / "unit-tiny"
+        if folder.is_dir() and shipped.is_dir() and folder.resolve() == shipped.resolve():
+            near = folder if folder.name == shipped.name else shipped
+            return str(near.with_name(f"{shipped.name}-teacher"))
+    try:
+        recorded = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["teacher"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    there = isinstance(recorded, str) and (Path(recorded) / "config.json").is_file()
+    return recorded if there else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `unit evaluate`; :func:`run` takes what they parse to."""
-    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a UNIT checkpoint")
-    parser.add_argument("--suite", default=",".join(SUITES), help="comma-separated: text, image (default: both)")
-    parser.add_argument("--peers", default="", help="comma-separated: tesseract (default: none)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("evaluation"), help="folder to write to (default: %(default)s)"
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder or Hub id of a UNIT checkpoint or of an encoder")
+    add("--suite", default=",".join(SUITES), help="comma-separated: %(default)s (default: all)")
+    add("--peers", default="", help="comma-separated other readers: tesseract, rapidocr, hf:MODEL (default: none)")
+    add("--out", type=Path, default=Path("evaluation"), help="folder to write to (default: %(default)s)")
+    add("--teacher", metavar="MODEL", help="the encoder before training (default: the one that is recorded)")
+    add("--start", metavar="MODEL", help="the encoder that training began with")
+    add("--stages", nargs="+", default=[], metavar="NAME=MODEL", help="checkpoints on the way, by name")
+    add("--limit", type=int, help="at most so many items of each set, spread evenly")
+    add("--blocks", type=Path, help="folder of held-out blocks (default: as `unit data` builds them)")
+    add("--pages", type=Path, help="folder of held-out pages (default: likewise)")
+    add("--pictures", type=Path, help="folder of held-out pictures (default: likewise)")
+    add(
+        "--sets",
+        default="",
+        help="comma-separated further sets of text, by name or as NAME=FOLDER: funsd, sroie, cord",
     )
-    parser.add_argument("--limit", type=int, help="at most so many blocks of text, spread evenly (default: all)")
-    parser.add_argument("--blocks", type=Path, help="folder of held-out blocks (default: as `unit data` builds them)")
-    parser.add_argument("--pictures", type=Path, help="folder of held-out pictures (default: likewise)")
-    parser.add_argument("--teacher", help="folder or Hub id of the encoder before training, for comparison")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add("--imagenet", metavar="FOLDER_OR_ID", help="a labelled set of pictures, such as ImageNet-1k")
+    add("--segmentation", metavar="FOLDER_OR_ID", help="a set for the segmentation probe, such as ADE20K")
+    add("--text-tower", metavar="MODEL", help="text encoder that names classes (default: the model's own)")
+    add("--resolutions", help="comma-separated sides in pixels at which pictures are measured")
+    add("--batch-size", type=int, default=16, help="of reading and of encoding (default: %(default)s)")
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add("--seed", type=int, default=0, help="of bootstraps and of what else is drawn (default: %(default)s)")
+    add("--no-cache", action="store_true", help="measure everything anew")
+    add("--quiet", action="store_true", help="show no progress")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line says; the exit status is 2 for bad input, after one clear line."""
+    """Do what the command line says; see the top of this file for the exit status."""
     try:
         results = evaluate(
             arguments.model,
             _listed(arguments.suite),
             arguments.out,
-            limit=arguments.limit,
-            peers=_listed(arguments.peers),
-            blocks=arguments.blocks,
-            pictures=arguments.pictures,
+            options=options_of(arguments),
             teacher=arguments.teacher,
+            start=arguments.start,
+            stages=_stages(arguments.stages),
             batch_size=arguments.batch_size,
             device=arguments.device,
+            seed=arguments.seed,
+            use_cache=not arguments.no_cache,
+            progress=not arguments.quiet,
+            command=arguments.command_line,
         )
     except ValueError as error:
         print(f"unit evaluate: {error}", file=sys.stderr)
         return 2
-    print(tables(results))
-    print(f"\nwritten to {arguments.out}/: report.md, report.png, results.json")
+    except KeyboardInterrupt:
+        kept = "what was measured is kept, and the same command goes on from there"
+        print(f"\nunit evaluate: interrupted; {kept}", file=sys.stderr)
+        return 130
+    if not results["figures"]:
+        print("unit evaluate: nothing could be measured; the lines above say why", file=sys.stderr)
+        return 1
+    print(report.summary(results))
+    known = sum(one["cached"] for one in results["measured"])
+    told = f"{known} of {len(results['measured'])} measures from the cache, {report.clock(results['seconds'])} in all"
+    print(f"\n{told}; written to {arguments.out}/: report.md, results.json")
     return 0
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """What the suites are told.
+
+    Raises:
+        ValueError: a resolution that is no number.
+    """
+    resolutions = None
+    if arguments.resolutions is not None:
+        try:
+            resolutions = tuple(int(side) for side in _listed(arguments.resolutions))
+        except ValueError:
+            raise ValueError(f"--resolutions {arguments.resolutions}: sides in pixels, such as 128,256") from None
+    return Options(
+        limit=arguments.limit,
+        blocks=arguments.blocks,
+        pages=arguments.pages,
+        pictures=arguments.pictures,
+        sets=tuple(_listed(arguments.sets)),
+        imagenet=arguments.imagenet,
+        segmentation=arguments.segmentation,
+        text_tower=arguments.text_tower,
+        peers=tuple(_listed(arguments.peers)),
+        resolutions=resolutions,
+    )
+
+
+def _stages(given: Sequence[str]) -> dict[str, str]:
+    stages = {}
+    for one in given:
+        name, equals, path = one.partition("=")
+        if not (name and equals and path):
+            raise ValueError(f"--stages {one}: NAME=MODEL, such as 'stage 1=runs/stage1'")
+        if name in stages:
+            raise ValueError(f"--stages: two are called {name!r}")
+        stages[name] = path
+    return stages
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`unit evaluate` on its own: ``python -m training.evaluation.run``."""
-    parser = argparse.ArgumentParser(prog="unit evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="unit evaluate", description=__doc__.splitlines()[0].partition(": ")[2].capitalize()
+    )
     add_arguments(parser)
-    return run(parser.parse_args(argv))
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(given)
+    arguments.command_line = " ".join(["unit", "evaluate", *map(_quoted, map(report.shown, given))])
+    return run(arguments)
+
+
+def _quoted(word: str) -> str:
+    return word if re.fullmatch(r"[\w@%+=:,./~-]+", word) else shlex.quote(word)
 
 
 def _listed(text: str) -> list[str]:

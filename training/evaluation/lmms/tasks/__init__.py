@@ -1,0 +1,1 @@
+"""Tasks of the plugin; lmms-eval wants a package here."""
