@@ -36,7 +36,6 @@ from training.evaluation.contract import (
     Subject,
     TextSample,
     Work,
-    sorted_batches,
 )
 from training.evaluation.features import (
     CLASS_TOKEN,
@@ -48,6 +47,7 @@ from training.evaluation.features import (
     whole_patches,
 )
 from training.evaluation.picture_sets import HeldOutPictures
+from training.evaluation.readings import Reading, read_samples
 from training.evaluation.sets import TextSet, spread
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 # Sides as multiples of x1's: below what was trained, both readings of x4 (2 as the area, 4 as the side) and between
 MULTIPLES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 # Of 476: a picture of 4 times the side costs more than 16 small ones, and each is taken at every size.  [ours]
-PICTURES = 150
+PICTURES = 130
 DOCUMENTS = 64  # of either set of chunks  [ours]
 SIZES = 4  # of documents, from x1 to x4  [ours]
 DESCRIBED = 48  # inputs of a kind whose activations are described  [ours]
@@ -388,7 +388,8 @@ class ReadingInOneGo(Evaluator):
 
     suite = "scale"
     name = "reading in one go"
-    needs = frozenset({READ})
+    needs = frozenset({READ, ENCODE})
+    roles = frozenset({"model", "teacher", "start", "stage"})  # peers have no x1
 
     def __init__(self, options: Options):
         self._documents = HeldOutDocuments(options.chunks, options.blocks)
@@ -398,18 +399,24 @@ class ReadingInOneGo(Evaluator):
         return {"documents": self._documents.fingerprint(), "limit": self._limit, "sizes": SIZES}
 
     def figures(self, subject: Subject, work: Work) -> Iterator[Figure]:
-        from training.evaluation.text import summarise
+        from training.evaluation.text import count, f1_of, summarise
 
         x1, x4 = scales(subject)
         sides = document_sides(subject)
         for kind, samples in document_sets(subject, self._documents, self._limit).items():
             for side in sides if kind == "long" else [x1]:
-                counts, failed = readings(subject, samples, side, work)
+                found = read_at(subject, samples, side, work)
                 at = {"resolution": side, "set": kind}
-                groups = [sample.source for sample in samples]
-                for figure in summarise(counts, work.seed, groups=groups, failed=int(failed.sum()), at=at):
+                counts = [count(each.prediction, each.truth) for each in found]
+                groups = [each.group for each in found]
+                failed = sum(bool(each.error) for each in found)
+                for figure in summarise(counts, work.seed, groups=groups, failed=failed, at=at):
                     if figure.name in ("word_f1", "cer"):
                         yield figure
+                for each, own in zip(found, counts, strict=True):
+                    told = {"index": each.index, "source": each.source, "truth": each.truth}
+                    told |= {"prediction": each.prediction, "word_f1": round(f1_of(own), 4)}
+                    work.items.append({**at, **told, **({"error": each.error} if each.error else {})})
         work.notes.append(f"{subject.name}: x1 is {x1} px, x4 is {x4} px; short documents fit x1, long ones x4 alone.")
 
 
@@ -439,53 +446,38 @@ def document_sets(subject: Subject, documents: HeldOutDocuments, limit: int) -> 
     return found
 
 
-_texts: dict[tuple, tuple[list[str], np.ndarray]] = {}  # what was read once in this process: a few kB each
+_kept: dict[tuple, tuple[Reading, ...]] = {}  # what was read once in this process: a few kB each
 
 
-def readings(subject: Subject, samples: Sequence[TextSample], side: int, work: Work) -> tuple[list[Any], np.ndarray]:
-    """Counts of :func:`training.evaluation.text.count` of each sample read at a side, and (n,) bool which failed."""
-    from training.evaluation.text import count
-
-    content = hashlib.sha256("\0".join(f"{one.index} {one.source} {one.text}" for one in samples).encode()).hexdigest()
-    key = (subject.hash(), subject.device, content, side)
-    if key not in _texts:
-        _texts[key] = read_at(subject, samples, side, work)
-    texts, failed = _texts[key]
-    return [count(text, sample.text) for text, sample in zip(texts, samples, strict=True)], failed
-
-
-def read_at(subject: Subject, samples: Sequence[TextSample], side: int, work: Work) -> tuple[list[str], np.ndarray]:
-    """Greedy texts of documents of at most as many patches as a square of ``side`` has; (n,) bool which failed.
+def read_at(subject: Subject, samples: Sequence[TextSample], side: int, work: Work) -> tuple[Reading, ...]:
+    """Documents read with at most as many patches each as a square of ``side`` has.
 
     Args:
         subject: a :class:`~training.evaluation.subjects.ModelSubject` that can READ.
     """
-    from training.evaluation.tokens import sized, tried
+    content = hashlib.sha256("\0".join(f"{one.index} {one.source} {one.text}" for one in samples).encode()).hexdigest()
+    key = (subject.hash(), subject.device, content, side)
+    if key not in _kept:
+        what = f"{subject.name}: reading with the patches of {side} px"
+        _kept[key] = read_samples(_InOneGo(subject, side), samples, work, what)
+    return _kept[key]
 
-    reader = subject.reader()
-    processor = copy.copy(reader.processor)
-    processor.image_processor = sized(reader.processor.image_processor, side)
-    packed = {"return_packed": True} if reader.packed else {}
 
-    def read(batch: Sequence[int]) -> list[str]:
-        images = [samples[index].image for index in batch]
-        inputs = processor(images, task="ocr", kind="document", scale=1, return_tensors="pt", **packed)
-        return reader.read_inputs(inputs, [most_pieces(samples[index]) for index in batch])
+class _InOneGo:
+    """A model as a reader of documents that are not cut."""
 
-    texts, failed = [""] * len(samples), np.zeros(len(samples), dtype=bool)
-    bar = work.bar(len(samples), f"{subject.name}: reading with the patches of {side} px", "document")
-    try:
-        for batch in sorted_batches(samples, work.batch_size):
-            for indices, outcome in tried(read, batch):
-                for place, index in enumerate(indices):
-                    if isinstance(outcome, Exception):
-                        failed[index] = True
-                    else:
-                        texts[index] = outcome[place]
-            bar.update(len(batch))
-    finally:
-        bar.close()
-    return texts, failed
+    def __init__(self, subject: Subject, side: int):
+        from training.evaluation.tokens import sized
+
+        self.name, self._reader = subject.name, subject.reader()
+        self._processor = copy.copy(self._reader.processor)
+        self._processor.image_processor = sized(self._reader.processor.image_processor, side)
+        self._packed = {"return_packed": True} if self._reader.packed else {}
+
+    def read(self, samples: Sequence[TextSample]) -> list[str]:
+        images = [sample.image for sample in samples]
+        settings = {"task": "ocr", "kind": "document", "scale": 1, "return_tensors": "pt", **self._packed}
+        return self._reader.read_inputs(self._processor(images, **settings), [most_pieces(one) for one in samples])
 
 
 def most_pieces(sample: TextSample) -> int:
@@ -521,7 +513,7 @@ def alike(
             yield Figure(name, found.value, found.low, found.high, len(one) + failed, failed, at=dict(at))
         if len(one) > NEIGHBOURS:
             shares = mutual_neighbours(one, other)
-            yield share("mutual_neighbours", shares, groups, {**at, "k": NEIGHBOURS}, seed, failed)
+            yield share("mutual_neighbours", shares, groups, at, seed, failed)
     except ValueError as error:
         raise NotMeasured(f"{len(one)} items: {error}") from error
     if one.shape == other.shape:
@@ -628,15 +620,12 @@ class AlikeDocuments(Evaluator):
         sources = np.array([samples[index].source for index in fine])
         patches = [[tokens.patches[index] for index in fine] for tokens in (small, large)]
         means = [np.stack([each.mean(axis=(0, 1)) for each in some]) for some in patches]
-        at = {"resolution": x4}
-        yield from alike(
-            small.classes[fine], large.classes[fine], sources, {**at, "feature": CLASS_TOKEN}, work.seed, failed
-        )
-        yield from alike(*means, sources, {**at, "feature": PATCH_MEAN}, work.seed, failed)
+        pair = small.classes[fine], large.classes[fine]
+        yield from alike(*pair, sources, {"feature": CLASS_TOKEN}, work.seed, failed)
+        yield from alike(*means, sources, {"feature": PATCH_MEAN}, work.seed, failed)
         one, other, owners = common_grids(*patches)
-        yield from alike_patches(
-            one, other, sources[owners], {**at, "feature": "patches"}, work.seed, len(samples), failed
-        )
+        at = {"feature": "patches"}
+        yield from alike_patches(one, other, sources[owners], at, work.seed, len(samples), failed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -804,21 +793,17 @@ class StageGain(_OnPictures):
                 yield share(f"gain_{name}", difference, self._pictures.kinds, at, work.seed, failed)
 
     def _read(self, subject: Subject, before: Subject, sides: Mapping[str, int], work: Work) -> Iterator[Figure]:
+        from training.evaluation.text import count
+
         for kind, samples in document_sets(subject, self._documents, self._limit).items():
             for scale, side in sides.items() if kind == "long" else [("x1", sides["x1"])]:
-                (now, failed), (then, failed_then) = (readings(one, samples, side, work) for one in (subject, before))
-                found = text_gain(now, then, [sample.source for sample in samples], work.seed)
-                for name, (value, low, high) in found.items():
-                    yield Figure(
-                        f"gain_{name}",
-                        value,
-                        low,
-                        high,
-                        len(samples),
-                        int((failed | failed_then).sum()),
-                        at={"over": before.name, "scale": scale, "set": kind},
-                        better="lower" if name == "cer" else "higher",
-                    )
+                both = [read_at(one, samples, side, work) for one in (subject, before)]
+                counts = [[count(each.prediction, each.truth) for each in found] for found in both]
+                failed = sum(bool(now.error or then.error) for now, then in zip(*both, strict=True))
+                at = {"over": before.name, "scale": scale, "set": kind}
+                for name, ends in text_gain(*counts, [each.group for each in both[0]], work.seed).items():
+                    better = "lower" if name == "cer" else "higher"
+                    yield Figure(f"gain_{name}", *ends, len(samples), failed, at=at, better=better)
 
 
 def text_gain(now: Sequence, then: Sequence, groups: Sequence, seed: int = 0) -> dict[str, tuple[float, float, float]]:
