@@ -256,7 +256,7 @@ def test_a_model_without_a_decoder_is_asked_once_and_the_rest_goes_on(tmp_path, 
     suites(*reading, Measured("pictures", suite="image", needs=frozenset({ENCODE})))
     results = evaluated(model, tmp_path / "out")
     assert texts(results) == ["model has no language decoder and cannot read"]
-    assert capsys.readouterr().err == "text, model: model has no language decoder and cannot read\n"
+    assert capsys.readouterr().err == "text: model has no language decoder and cannot read\n"
     assert [row["suite"] for row in results["figures"]] == ["image"]
 
 
@@ -392,6 +392,26 @@ def test_no_model_no_name_and_no_device_are_one_line_each(tmp_path, suites, mode
 
 
 # --------------------------------------------------------------------------------------------------------------- speed
+
+COLD = """
+import sys
+from training.evaluation import run
+from training.evaluation.contract import SUITES, NotMeasured, Options
+
+for evaluator in run._evaluators(SUITES, Options(sets=("funsd",), resolutions=(64,)))[0]:
+    try:
+        evaluator.fingerprint()
+    except NotMeasured as missing:
+        assert str(missing)
+print([name for name in ("torch", "transformers", "datasets", "matplotlib") if name in sys.modules])
+"""
+
+
+def test_what_every_suite_is_known_by_is_found_without_torch():
+    """In a folder without any data: what is not there is said, nothing is loaded to find out."""
+    process = subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert process.stdout.splitlines()[-1] == "[]"
+
 
 WARM = """
 import json, sys, types

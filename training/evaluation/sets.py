@@ -77,6 +77,18 @@ class TextSet:
                 return ()
         return tuple(sorted(set(found), reverse=True))
 
+    @property
+    def hub_id(self) -> str | None:
+        """Of a set that was taken from the Hub, its id there; read from ``report.json``."""
+        from .hub_results import hub_id
+
+        try:
+            (folder,) = self.folders
+            source = json.loads((folder / "report.json").read_text(encoding="utf-8"))["settings"]["source"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return hub_id(source) if isinstance(source, str) else None
+
     def fingerprint(self) -> Mapping[str, Any]:
         """Name, kind of truth and hash of the shards.
 

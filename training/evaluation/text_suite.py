@@ -47,6 +47,10 @@ class TextEvaluator(Evaluator):
     def name(self) -> str:
         return self.text_set.name
 
+    @property
+    def dataset_id(self) -> str | None:
+        return self.text_set.hub_id
+
     def fingerprint(self) -> Mapping[str, Any]:
         found = {"set": dict(self.text_set.fingerprint()), "limit": self.limit, "heights": list(self.text_set.heights)}
         return found | ({"dialect": _hash_of_dialect()} if self.text_set.markdown else {})
