@@ -152,7 +152,12 @@ class Naming(Evaluator):
         captions = np.array(pictures.captions)
         texts, first, of = np.unique(captions, return_index=True, return_inverse=True)
         if tower is None:
-            names, sentences = pictures.class_embeddings, pictures.caption_embeddings[first]
+            names = pictures.class_embeddings
+            try:
+                sentences = pictures.caption_embeddings[first]
+            except NotMeasured as reason:
+                sentences = None
+                work.notes.append(f"No retrieval by captions: {reason}")
         else:
             names, sentences = class_vectors(tower.embed, pictures.names, PROMPTS), tower.embed(list(texts))
         for resolution in self.resolutions:
@@ -167,6 +172,8 @@ class Naming(Evaluator):
                 for top in (1, 5):
                     correct = _filled(ranks < top, whole)
                     yield _mean(f"zero_shot_top{top}", correct, pictures.kinds, at, work, **counts)
+                if sentences is None:
+                    continue
                 similarity = _unit(embeddings) @ _unit(sentences).T  # (pictures, distinct captions)
                 similarity[failed] = -np.inf
                 own = of[:, None] == np.arange(len(texts))[None, :]
