@@ -7,7 +7,9 @@ from notebook_process import ROOT
 from PIL import Image, ImageDraw
 
 from training.evaluation.contract import SUITES, NotMeasured, Work
+from training.evaluation.sets import DEFAULT_SETS, NAMED_SETS
 from training.evaluation.subjects import ModelSubject
+from training.evaluation.text_suite import LIMITS
 
 PAGE = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
@@ -68,3 +70,11 @@ def test_the_figures_of_the_page_are_those_of_the_code():
 def test_every_suite_has_its_section():
     for suite in SUITES:
         assert re.search(rf"^## {suite.capitalize()}$", PAGE, re.MULTILINE), suite
+
+
+def test_the_sets_of_the_page_are_those_that_are_read_with_their_numbers():
+    for name in (*DEFAULT_SETS, *NAMED_SETS):
+        assert re.search(rf"^\|[^|]*`{name}`", PAGE, re.MULTILINE), name
+    for name, limit in LIMITS.items():
+        (row,) = re.findall(rf"^\| `{name}` \|.*$", PAGE, re.MULTILINE)
+        assert re.search(rf"[ |]{limit}( read)? \|$", row), f"{name}: {limit} are read"
