@@ -21,10 +21,8 @@ from training.evaluation.picture_sets import ClassFolder, HeldOutPictures, HubCl
 
 VERSION = 1  # raised whenever what an evaluator here measures changes
 NEIGHBOURS, WEIGHTED_NEIGHBOURS, TEMPERATURE = 5, 20, 0.07
-OWN_WAYS = {
-    "": "class token",
-    "no vision decoder": "class token",
-}  # of naming; a full model's "" is its vision decoder
+# Of naming; a full model's "" is its vision decoder.
+OWN_WAYS = {"": "class token", "no vision decoder": "class token"}
 
 
 def evaluators(options: Options) -> list[Evaluator]:
@@ -152,7 +150,12 @@ class Naming(Evaluator):
         captions = np.array(pictures.captions)
         texts, first, of = np.unique(captions, return_index=True, return_inverse=True)
         if tower is None:
-            names, sentences = pictures.class_embeddings, pictures.caption_embeddings[first]
+            names = pictures.class_embeddings
+            try:
+                sentences = pictures.caption_embeddings[first]
+            except NotMeasured as reason:
+                sentences = None
+                work.notes.append(f"No retrieval by captions: {reason}")
         else:
             names, sentences = class_vectors(tower.embed, pictures.names, PROMPTS), tower.embed(list(texts))
         for resolution in self.resolutions:
@@ -167,6 +170,8 @@ class Naming(Evaluator):
                 for top in (1, 5):
                     correct = _filled(ranks < top, whole)
                     yield _mean(f"zero_shot_top{top}", correct, pictures.kinds, at, work, **counts)
+                if sentences is None:
+                    continue
                 similarity = _unit(embeddings) @ _unit(sentences).T  # (pictures, distinct captions)
                 similarity[failed] = -np.inf
                 own = of[:, None] == np.arange(len(texts))[None, :]
@@ -381,7 +386,7 @@ def naming_ways(
     encoder = subject.encoder()
     full = hasattr(encoder.model, "vision_decoder")
     own = 0 if encoder.projection is None else encoder.projection.shape[0]
-    if encoder.zero_shot and own == width:
+    if encoder.naming and own == width:
         features = picture_features(subject, pictures, resolution, work)
         ways = OWN_WAYS | ({"": "vision decoder"} if full else {})
         found = {ways[way]: array for way, array in features.embeddings.items()}

@@ -5,7 +5,7 @@ correct = probe_correct(features, labels, families)    # (n,) bool, each picture
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +90,11 @@ def fit_probe(
     return Probe(mean, scale, weight.detach().float().cpu().numpy(), bias.detach().float().cpu().numpy(), penalty)
 
 
+def accuracy(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Share that is right, 0 to 1."""
+    return float((truth == predicted).mean())
+
+
 def choose_probe(
     features: np.ndarray,
     targets: np.ndarray,
@@ -97,6 +102,7 @@ def choose_probe(
     held: np.ndarray,
     penalties: Sequence[float] = PENALTIES,
     device: str = "cpu",
+    score: Callable[[np.ndarray, np.ndarray], float] = accuracy,
 ) -> Probe:
     """The probe of all of ``features`` with the penalty that does best on the ``held`` ones when fitted on the rest.
 
@@ -105,15 +111,16 @@ def choose_probe(
         targets: (n,) class numbers or (n, classes) shares.
         held: (n,) bool, the inner split.
         penalties: candidates, strongest first; among equals the stronger one.
+        score: true and predicted class numbers of the held ones -> how good that is, the more the better.
     """
     truth = targets if targets.ndim == 1 else targets.argmax(axis=1)
-    best, best_score, probe = penalties[0], -1.0, None
+    best, best_score, probe = penalties[0], -np.inf, None
     if held.any() and not held.all():
         for penalty in penalties:
             probe = fit_probe(features[~held], targets[~held], classes, penalty, probe, device)
-            score = float((probe.logits(features[held]).argmax(axis=1) == truth[held]).mean())
-            if score > best_score:
-                best, best_score = penalty, score
+            found = score(truth[held], probe.logits(features[held]).argmax(axis=1))
+            if found > best_score:
+                best, best_score = penalty, found
     return fit_probe(features, targets, classes, best, device=device)
 
 
