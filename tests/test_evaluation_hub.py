@@ -1,14 +1,42 @@
 """training/evaluation/hub_results.py: what goes to the Hub, read back by huggingface_hub's own parsers."""
 
+import json
+
 import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from test_evaluation_report import results, row
 
-from training.evaluation.hub_results import eval_result_files, model_index, of_encoder, write_hub_results
+from training.evaluation.hub_results import eval_result_files, hub_id, model_index, of_encoder, write_hub_results
+from training.evaluation.sets import TextSet
+from training.evaluation.text_suite import TextEvaluator
 
 FUNSD = {"evaluator": "FUNSD", "items": 50, "failed": 1}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("mp-02/funsd", "mp-02/funsd"),
+        ("here/funsd", None),
+        ("/data/funsd", None),
+        ("data/deep/funsd", None),
+        ("funsd", None),
+        (None, None),
+    ],
+)
+def test_a_folder_is_no_set_of_the_hub(tmp_path, monkeypatch, source, found):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "funsd").mkdir(parents=True)
+    assert hub_id(source) == found
+
+
+def test_a_set_of_text_is_known_by_where_it_was_taken_from(tmp_path):
+    evaluator = TextEvaluator(TextSet("funsd", (tmp_path,)))
+    assert evaluator.dataset_id is None
+    (tmp_path / "report.json").write_text(json.dumps({"settings": {"name": "funsd", "source": "mp-02/funsd"}}))
+    assert evaluator.dataset_id == "mp-02/funsd"
 
 
 def on_hub(figure):

@@ -20,6 +20,7 @@ from training.evaluation.report import (
     report_text,
     shown,
     summary,
+    title,
     write_report,
 )
 
@@ -131,6 +132,38 @@ def test_figures_at_one_place_are_columns_and_many_are_rows():
     assert len(cells(table)) == 8
 
 
+def test_a_subject_that_goes_another_way_is_beside_the_model_with_its_own():
+    rows = [
+        row("zero_shot_top1", value, suite="image", evaluator="pictures", subject=subject, at={"way": way})
+        for subject, way, value in (
+            ("UNIT", "vision decoder", 0.3),
+            ("UNIT", "class token", 0.1),
+            ("teacher", "class token", 0.4),
+        )
+    ]
+    assert cells(summary(results(*rows)))[1] == [
+        "zero-shot top 1, pictures, vision decoder",
+        "0.300",
+        "0.400 (class token)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("word_f1", "word F1"),
+        ("cer", "CER"),
+        ("gain_knn_accuracy", "gain k-NN accuracy"),
+        ("zero_shot_top5", "zero-shot top 5"),
+        ("text_to_image_recall1", "text to image recall 1"),
+        ("segmentation_miou", "segmentation mIoU"),
+        ("certain_maps", "certain maps"),
+    ],
+)
+def test_a_figures_name_is_said_in_words(name, said):
+    assert title(name) == said
+
+
 def test_the_summary_takes_the_easiest_place_and_one_column_a_subject():
     rows = [row("word_f1", value, at={"x_height": height}) for height, value in ((7, 0.5), (14, 0.9))]
     rows += [
@@ -170,11 +203,11 @@ def test_the_page_has_what_was_measured_what_was_not_and_by_which_command(tmp_pa
         "![the figures of this section, drawn](text.png)",
         "### blocks",
         "* UNIT: two of them were hard",
-        "* no data set",
+        "* funsd: no data set",
         "## Across scales",
         "### x1 and x4",
         "## Kept from the teacher",
-        "* no teacher is known",
+        "* features: no teacher is known",
     ]
     places = [page.index(text) for text in order]
     assert places == sorted(places)

@@ -256,7 +256,7 @@ def test_a_model_without_a_decoder_is_asked_once_and_the_rest_goes_on(tmp_path, 
     suites(*reading, Measured("pictures", suite="image", needs=frozenset({ENCODE})))
     results = evaluated(model, tmp_path / "out")
     assert texts(results) == ["model has no language decoder and cannot read"]
-    assert capsys.readouterr().err == "text, model: model has no language decoder and cannot read\n"
+    assert capsys.readouterr().err == "text: model has no language decoder and cannot read\n"
     assert [row["suite"] for row in results["figures"]] == ["image"]
 
 
@@ -272,6 +272,34 @@ def test_no_teacher_is_one_line_that_says_how_to_name_it(tmp_path, suites, model
     results = evaluated(model, tmp_path / "out")
     assert texts(results) == ["no teacher is known: --teacher MODEL names the encoder as it was before training"]
     assert len(results["figures"]) == 1
+
+
+def test_a_teacher_is_the_start_where_no_other_is_named(tmp_path, suites, model):
+    class Beside(Measured):
+        def figures(self, subject, work):
+            self.log.append(work.subjects[self.against].name)
+            yield Figure("latency_ratio", 1.0)
+
+    log = []
+    suites(Beside("beside", log, suite="cost", roles=frozenset({"model"}), against="start"))
+    teacher, start = (model_folder(tmp_path / name, weights=name.encode()) for name in ("teacher", "start"))
+    evaluated(model, tmp_path / "out", teacher=teacher)
+    evaluated(model, tmp_path / "out", teacher=teacher, start=start)
+    assert log == ["teacher", "start"]
+
+
+def test_of_several_stages_the_last_is_the_one_before_the_model(tmp_path, suites, model):
+    class Beside(Measured):
+        def figures(self, subject, work):
+            self.log.append(work.subjects[self.against].name)
+            yield Figure("gain_word_f1", 0.1)
+
+    log = []
+    suites(Beside("gain", log, suite="scale", roles=frozenset({"model"}), against="stage"))
+    stages = {name: model_folder(tmp_path / name, weights=name.encode()) for name in ("a", "b")}
+    evaluated(model, tmp_path / "out", stages=stages)
+    assert log == ["b"]
+    assert texts(evaluated(model, tmp_path / "out")) == [run.HOW_TO_NAME["stage"]]
 
 
 def test_nothing_measured_is_status_one(tmp_path, suites, model, capsys):
@@ -392,6 +420,26 @@ def test_no_model_no_name_and_no_device_are_one_line_each(tmp_path, suites, mode
 
 
 # --------------------------------------------------------------------------------------------------------------- speed
+
+COLD = """
+import sys
+from training.evaluation import run
+from training.evaluation.contract import SUITES, NotMeasured, Options
+
+for evaluator in run._evaluators(SUITES, Options(sets=("funsd",), resolutions=(64,)))[0]:
+    try:
+        evaluator.fingerprint()
+    except NotMeasured as missing:
+        assert str(missing)
+print([name for name in ("torch", "transformers", "datasets", "matplotlib") if name in sys.modules])
+"""
+
+
+def test_what_every_suite_is_known_by_is_found_without_torch():
+    """In a folder without any data: what is not there is said, nothing is loaded to find out."""
+    process = subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert process.stdout.splitlines()[-1] == "[]"
+
 
 WARM = """
 import json, sys, types

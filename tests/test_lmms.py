@@ -207,6 +207,14 @@ def test_losses_are_those_of_llava_on_the_answer_alone(llava, answerer):
         assert greedy is False
 
 
+def test_half_precision_as_on_a_gpu_answers_too(llava):
+    half = LlavaAnswerer(str(llava / "llava"), dtype="bfloat16")
+    assert half.model.dtype == torch.bfloat16
+    question = Question(QUESTIONS[0], lambda: [picture(llava)], "red")
+    assert len(half.answer([question], {"max_new_tokens": 3})) == 1
+    assert half.losses([question])[0][0] == pytest.approx(math.log(263), rel=0.2)  # knows nothing: 263 pieces
+
+
 def test_what_is_no_llava_is_refused_in_one_line(llava, tmp_path):
     with pytest.raises(ValueError, match="a 'unit' checkpoint, no LLaVA; `unit llava` makes one"):
         LlavaAnswerer(str(llava / "unit"))

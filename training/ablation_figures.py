@@ -117,10 +117,11 @@ def measured(grid: Any, model: str | Path, teacher: str, bf16: bool) -> list[Fig
     """
     settings = Measure(**grid.measure)
     found: list[Figure] = []
-    if set(grid.figures) & set(IN_TRAINING):
-        found += _in_training(grid, settings, str(model), teacher, bf16)
-    if set(grid.figures) - set(IN_TRAINING):
-        found += _of_features(settings, str(model), teacher, bf16)
+    with _silence():
+        if set(grid.figures) & set(IN_TRAINING):
+            found += _in_training(settings, str(model), teacher, bf16)
+        if set(grid.figures) - set(IN_TRAINING):
+            found += _of_features(settings, str(model), teacher, bf16)
     order = list(FIGURES)
     return sorted((each for each in found if each.name in grid.figures), key=lambda each: order.index(each.name))
 
@@ -134,7 +135,7 @@ def _figure(name: str, value: float, items: int, at: dict[str, Any], ends: tuple
 # -- losses, as a run evaluates itself --------------------------------------------------------------------------------
 
 
-def _in_training(grid: Any, settings: Measure, model: str, teacher: str, bf16: bool) -> Iterator[Figure]:
+def _in_training(settings: Measure, model: str, teacher: str, bf16: bool) -> Iterator[Figure]:
     import torch
     from transformers import AutoProcessor
 
@@ -152,7 +153,7 @@ def _in_training(grid: Any, settings: Measure, model: str, teacher: str, bf16: b
     sources += [HeldOutSource(settings.pictures, kind="natural", scale=s) for s in (1, 4)]
     evaluation = EvaluationArguments(sources=sources, rows=settings.rows, read=settings.read, samples=0)
     slots = student.config.character_slots if letters else 0
-    with tempfile.TemporaryDirectory() as folder, _silence():
+    with tempfile.TemporaryDirectory() as folder:
         held = held_out(evaluation, processor, student.config, [], slots, say=lambda line: None)
         arguments = UnitTrainingArguments(
             output_dir=folder,
@@ -188,6 +189,7 @@ def _at(set_name: str, scale: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
+    """A trainer prints what it measures, and transformers what it loads."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
 
@@ -208,7 +210,7 @@ def _of_features(settings: Measure, model: str, teacher: str, bf16: bool) -> Ite
     )
     from training.evaluation.subjects import PictureEncoder
 
-    encoder = PictureEncoder(model)
+    encoder = PictureEncoder(model, _device())
     rows, kinds, families = _kinds(settings.pictures, settings.kinds)
     taught = _teacher_tokens(settings.pictures, settings.kinds, teacher, settings.batch, bf16)
     _, names, class_embeds = read_validation(_folder(settings.pictures))
@@ -226,9 +228,9 @@ def _of_features(settings: Measure, model: str, teacher: str, bf16: bool) -> Ite
         if encoder.projection is None or not hasattr(encoder.model, "vision_decoder"):
             continue
         with torch.inference_mode():
-            ways = {"vision decoder": encoder.model.vision_decoder(tokens), "no vision decoder": tokens}
-            for way, features in ways.items():
-                embeds = (features.float() @ encoder.projection.float().T).numpy()
+            decoded = encoder.model.vision_decoder(tokens.to(encoder.device)).float().cpu()
+            for way, features in {"vision decoder": decoded, "no vision decoder": tokens}.items():
+                embeds = (features @ encoder.projection.float().cpu().T).numpy()
                 ranks = zero_shot_ranks(embeds, class_embeds, labels)
                 for top in (1, 5):
                     right = np.asarray(ranks < top)
@@ -243,16 +245,23 @@ def class_tokens(encoder: Any, settings: Measure, resolution: int, bf16: bool) -
     found = []
     pictures = _pictures(settings.pictures, settings.kinds, resolution)
     for first in range(0, len(pictures), settings.batch):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            found.append(encoder.tokens(pictures[first : first + settings.batch], resolution)[0].float().clone())
+        with torch.autocast(encoder.device, dtype=torch.bfloat16, enabled=bf16):
+            tokens, _ = encoder.tokens(pictures[first : first + settings.batch], resolution)
+        found.append(tokens.float().cpu())
     return torch.cat(found)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @lru_cache(maxsize=2)
 def _teacher_tokens(pictures: str, kinds: int, teacher: str, batch: int, bf16: bool) -> Any:
     from training.evaluation.subjects import PictureEncoder
 
-    encoder = PictureEncoder(teacher)
+    encoder = PictureEncoder(teacher, _device())
     settings = Measure(pictures=pictures, kinds=kinds, batch=batch)
     return class_tokens(encoder, settings, encoder.resolution, bf16).numpy()
 

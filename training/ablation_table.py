@@ -87,9 +87,13 @@ class Column:
     values: dict[str, dict[int, float]] = field(default_factory=dict)
 
     @property
-    def title(self) -> str:
+    def place(self) -> str:
         told = [f"{value} px" if key == "resolution" else str(value) for key, value in self.at.items()]
-        return ", ".join([self.name.replace("_", " "), *told])
+        return ", ".join(told) or "all"
+
+    @property
+    def title(self) -> str:
+        return f"{self.name.replace('_', ' ')}, {self.place}"
 
     def mean(self, variant: str) -> Estimate | None:
         values = self.values.get(variant)
@@ -117,44 +121,58 @@ def columns_of(results: dict[str, Any], figures: Iterable[str] | None = None) ->
 
 
 def table(grid: Any, results: dict[str, Any]) -> str:
-    """Markdown: variants, means, differences, failures."""
+    """Markdown: what the variants are, what is clear, a table for each figure, what failed."""
     columns = columns_of(results, grid.figures)
     base = grid.base.name
-    variants = [variant for variant in grid.variants if any(variant.name in each.values for each in columns)]
+    there = [variant for variant in grid.variants if any(variant.name in column.values for column in columns)]
+    others = [variant.name for variant in there if variant.name != base]
     lines = ["| variant | what |", "|---|---|"]
-    lines += [f"| {variant.name} | {variant.about} |" for variant in variants or grid.variants]
-    fewest = min((len(each.values[v.name]) for each in columns for v in variants if v.name in each.values), default=0)
-    if columns:
-        arrows = {"higher": "↑", "lower": "↓", "": ""}
-        heads = [f"{column.title} {arrows[column.better]}".strip() for column in columns]
-        rule = "|---|" + "---:|" * len(columns)
-        lines += ["", "Means over seeds ± half of the 95% t-interval.", ""]
-        lines += [f"| variant | {' | '.join(heads)} |", rule]
-        for variant in variants:
-            cells = [_cell(column.mean(variant.name)) for column in columns]
-            lines.append(f"| {variant.name} | {' | '.join(cells)} |")
-        if base in [variant.name for variant in variants] and len(variants) > 1:
-            lines += ["", f"Differences to {base}, seed by seed; bold where the interval leaves out zero.", ""]
-            lines += [f"| variant | {' | '.join(heads)} |", rule]
-            for variant in variants:
-                if variant.name != base:
-                    cells = [_cell(column.difference(variant.name, base), signed=True) for column in columns]
-                    lines.append(f"| {variant.name} | {' | '.join(cells)} |")
-            differences = [column.difference(v.name, base) for column in columns for v in variants if v.name != base]
-            count = sum(each is not None and each.half is not None for each in differences)
-            if count:
-                chance = max(1, round(0.05 * count))
-                lines += ["", f"Of these {count} differences about {chance} would leave out zero by chance alone."]
-        if fewest < LEAST:
-            told = f"{fewest} seed{'s' if fewest > 1 else ''}"
-            lines += ["", f"Some variants have {told} only, in brackets: an interval needs {LEAST}."]
-    else:
+    lines += [f"| {variant.name} | {variant.about} |" for variant in there or grid.variants]
+    if not columns:
         lines += ["", "Nothing has been measured yet."]
+    else:
+        lines += ["", "Means over seeds ± half of the 95% t-interval; beside each the difference to "]
+        lines[-1] += f"{base}, taken seed by seed, bold where its interval leaves out zero."
+        lines += _clear(columns, others, base)
+    for name in dict.fromkeys(column.name for column in columns):
+        places = [column for column in columns if column.name == name]
+        better = f"{places[0].better} is better" if places[0].better else ""
+        told = ", ".join(each for each in (places[0].unit, better) if each)
+        lines += ["", f"### {name.replace('_', ' ').capitalize()} ({told})", ""]
+        lines += [f"| variant | {' | '.join(f'{column.place} | difference' for column in places)} |"]
+        lines += ["|---|" + "---:|---:|" * len(places)]
+        for variant in there:
+            cells = []
+            for column in places:
+                cells.append(_cell(column.mean(variant.name)))
+                change = None if variant.name == base else column.difference(variant.name, base)
+                cells.append("" if variant.name == base else _cell(change, signed=True))
+            lines.append(f"| {variant.name} | {' | '.join(cells)} |")
+    fewest = min((len(values) for column in columns for values in column.values.values()), default=LEAST)
+    if fewest < LEAST:
+        told = f"{fewest} seed{'s' if fewest > 1 else ''}"
+        lines += ["", f"Some variants have {told} only, in brackets: an interval needs {LEAST}."]
     failed = [run for run in results.get("runs", []) if run.get("failed")]
     if failed:
         lines += ["", "Failed:", ""]
         lines += [f"- {run['variant']}, seed {run['seed']}: {run['failed']}" for run in failed]
     return "\n".join(lines) + "\n"
+
+
+def _clear(columns: list[Column], variants: list[str], base: str) -> list[str]:
+    """Lines on the differences whose interval leaves out zero, variant by variant, and how many chance would give."""
+    lines, count = ["", "Differences that the intervals bear out:", ""], 0
+    for variant in variants:
+        found = [(column, column.difference(variant, base)) for column in columns]
+        found = [(column, each) for column, each in found if each is not None and each.half is not None]
+        count += len(found)
+        told = [f"{column.title} {each.mean:+.3f}" for column, each in found if each.clear]
+        if found:
+            lines.append(f"- {variant}: {'; '.join(told) if told else 'none'}")
+    if not count:
+        return []
+    chance = max(1, round(0.05 * count))
+    return [*lines, "", f"Of {count} differences about {chance} would leave out zero by chance alone."]
 
 
 def _cell(given: Estimate | None, signed: bool = False) -> str:

@@ -12,7 +12,7 @@ from .evaluation.hub_results import of_encoder
 from .evaluation.plots import draw, panels_of
 from .evaluation.report import AXES, COLOURS, at_text, figures_of, subject_of, title
 
-AGAINST_SCALE = ("word_f1", "knn_accuracy", "zero_shot_top1", "probe_accuracy", "mean_iou")
+AGAINST_SCALE = ("word_f1", "knn_accuracy", "zero_shot_top1", "probe_accuracy", "segmentation_miou")
 SUITES = ("text", "image", "scale")
 PAIRS = 14  # a plot of retention has no more
 DECODER = "vision decoder"

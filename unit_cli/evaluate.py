@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Hand on to `training.evaluation.run.main`, whose exit status this returns."""
     try:
         from training.evaluation.run import main
-    except ImportError as error:
+
+        return main(args.arguments)
+    except ImportError as error:  # the suites' modules are imported when they are asked for
         raise CommandError(missing_extra(error)) from error
-    return main(args.arguments)

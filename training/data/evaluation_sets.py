@@ -5,9 +5,12 @@ blocks      paragraphs of the validation packages' PDFs, each rendered at every 
 pages       whole pages of them likewise, English, of 150 words or more, one of a document
 syn-l       drawn pages of dense small type, over 500 words (SYN-L-val of the paper)
 syn-s       drawn pages of sparse large type (SYN-S-val of the paper)
-scans       scanned pages with their text, of the Debian source package tesseract
+scans       scanned pages with their text, of the Debian source package tesseract, and in ``scan-blocks`` their parts
 blank       paper with nothing to read on it
 ==========  =========================================================================================================
+
+The first two are here, the others in `evaluation_made` and `scans`, those that others label in `labelled`; `build`
+makes any of them by name.
 
 Rows are of the schema, split ``validation``. Type at another x-height is rendered anew from the PDF, never shrunk from
 a larger picture, so that small type is as sharp as a renderer makes it. All numbers without a source are ours.
@@ -44,7 +47,7 @@ from .pdf import (
 )
 from .pdf_pages import PageRefused, page_cutout, page_edges, read_page, render_page, words_with_boxes
 from .schema import make_row, write_shards
-from .sources import fetch_deb
+from .sources import data_folder, fetch_deb
 from .text import words
 
 HEIGHTS = (14.0, 10.0, 7.0, 5.0, 4.0, 3.0)  # px, the steps of the table of peers
@@ -52,9 +55,10 @@ BLOCKS, BLOCKS_PER_DOCUMENT = 320, 3
 PAGES, PAGES_PER_DOCUMENT = 48, 1
 BLOCK_LINES, BLOCK_WORDS = (2, 12), 15  # as `pdf.blocks_of_page`
 PAGE_WORDS = (150, 900)
+SETS = ("blocks", "pages", "syn-l", "syn-s", "scans", "scan-blocks", "blank")
 LOOKED_AT = 10  # pages of a document, drawn by the seed, until it has given what is wanted of it
 MIN_ENGLISH = 0.12  # share of `STOP_WORDS["en"]` among a page's different words: neither listings nor Lorem ipsum
-MIN_DIFFERENT = 0.45  # share of different words in a block: no text that is there to fill space
+MIN_DIFFERENT = {"block": 0.45, "page": 0.28}  # share of different words: no text that is there to fill space
 MOST_SHARED = 0.3  # of an item's fingerprints (`heldout.fingerprints`) that an earlier item may have: examples repeat
 MOST_FOREIGN_INK = 0.01  # of a page's ink: what is printed and not in the truth. Rules and underlines remain
 DOCUMENT_SECONDS = 180.0  # for one document, at every x-height
@@ -87,6 +91,27 @@ def refuse_all_but_validation(packages: Sequence[str]) -> None:
     wrong = sorted(set(packages) - set(heldout.validation_packages()))
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: not held out for validation (training/data/heldout.yaml)")
+
+
+def build(name: str, out: str | Path | None = None, *, workers: int = 1, progress: bool = True) -> Report:
+    """The set ``name``, one of `SETS`, in ``out``; ``evaluation-NAME`` of the cache when None.
+
+    Raises:
+        ValueError: no such set.
+        RuntimeError: packages cannot be fetched.
+    """
+    from . import evaluation_made, scans
+
+    out = Path(out) if out else data_folder(f"evaluation-{name}")
+    if name in ("blocks", "pages"):
+        return (build_blocks if name == "blocks" else build_pages)(out, workers=workers, progress=progress)
+    if name in evaluation_made.SYN:
+        return evaluation_made.build_syn(name, out, workers=workers, progress=progress)
+    if name in ("scans", "scan-blocks"):
+        return scans.build_scans(out, blocks=name == "scan-blocks")
+    if name == "blank":
+        return evaluation_made.build_blank(out)
+    raise ValueError(f"there is no set called {name!r} to build: {', '.join(SETS)}")
 
 
 def build_blocks(out: str | Path, count: int = BLOCKS, **settings: Any) -> Report:
@@ -276,7 +301,7 @@ def _blocks_of_page(page, heights, rng, refusals: Counter, neighbours) -> Iterat
         if sum(word in STOP_WORDS["en"] for word in found) < 0.1 * len(found):
             refusals["block: not prose"] += 1
             continue
-        if len(set(found)) < MIN_DIFFERENT * len(found):
+        if len(set(found)) < MIN_DIFFERENT["block"] * len(found):
             refusals["block: repeats itself"] += 1
             continue
         cutouts = _block_at_heights(page, glyphs, paragraph, heights, margins)
@@ -308,6 +333,8 @@ def _whole_page(page, heights, rng, refusals: Counter, neighbours) -> Iterator[l
     different = {word for word in found if word.isalpha()}
     if len(different & STOP_WORDS["en"]) < MIN_ENGLISH * len(different):
         raise PageRefused("not prose")
+    if len(set(found)) < MIN_DIFFERENT["page"] * len(found):
+        raise PageRefused("repeats itself")
     if len(found) > PAGE_WORDS[1]:
         raise PageRefused("many words")
     cutouts = []

@@ -302,7 +302,7 @@ def _read_cord(raw, columns, arguments, size):
         ]
     except (KeyError, TypeError):
         raise RowRefused("words: not as CORD has them", "needs valid_line[].words[] with quad and text") from None
-    words = _placed(words, arguments.box_unit or "pixels", size)
+    words = placed_words(words, arguments.box_unit or "pixels", size)
     words = in_lines(words) if arguments.order == "lines" else words
     return lines_of_words(words), words
 
@@ -378,11 +378,11 @@ def _words(raw, columns, arguments, size) -> list[dict[str, Any]]:
     if len(texts) != len(boxes):
         raise RowRefused("words: not one box each", f"{len(texts)} words, {len(boxes)} boxes")
     words = [{"text": text, "box": box} for text, box in zip(texts, boxes, strict=True)]
-    words = _placed(words, arguments.box_unit or "pixels", size)
+    words = placed_words(words, arguments.box_unit or "pixels", size)
     return in_lines(words) if arguments.order == "lines" else words
 
 
-def _placed(words: list[dict[str, Any]], unit: str, size: tuple[int, int]) -> list[dict[str, Any]]:
+def placed_words(words: list[dict[str, Any]], unit: str, size: tuple[int, int]) -> list[dict[str, Any]]:
     """Words with boxes in whole pixels, cut at the image's edges; without those that have no letter."""
     scale = BOX_UNITS[unit]
     width, height = size

@@ -7,6 +7,7 @@ fetched once is not fetched again; to refresh a package delete its folder under 
 from __future__ import annotations
 
 import gzip
+import lzma
 import os
 import re
 import shutil
@@ -82,18 +83,99 @@ def fetch_npm(name: str) -> Path:
         archives = list(download.glob("*.tgz"))
         if len(archives) != 1:
             raise RuntimeError(f"npm pack {name} gave {len(archives)} archives where one was expected")
-        try:
-            with tarfile.open(archives[0]) as tar:
-                safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # absent before 3.10.12
-                tar.extractall(staging, members=_below_first_folder(tar), **safely)
-        except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
-            raise RuntimeError(f"the archive of the npm package {name} is damaged: {error}") from error
+        _unpack(archives[0], staging / ".unpacked", f"the archive of the npm package {name}")
+        for entry in (staging / ".unpacked").iterdir():
+            entry.rename(staging / entry.name)
+        (staging / ".unpacked").rmdir()
         shutil.rmtree(download)
     return tree
 
 
+def fetch_deb_source(name: str) -> Path:
+    """Download the source of the Debian package ``name`` and unpack its archives; nothing of it is run or patched.
+
+    apt finds and verifies it as it does any package. Where the machine's own lists have no sources, as is usual, the
+    configured archives are asked for theirs in lists of our own, so that nothing of the machine's is changed.
+
+    Args:
+        name: the name of a source package such as ``"tesseract"``.
+
+    Returns:
+        A folder with one folder for each archive, named after it: ``tesseract_5.3.0.orig-test`` holds what
+        ``tesseract_5.3.0.orig-test.tar.gz`` has below its first folder.
+
+    Raises:
+        ValueError: ``name`` is no package name.
+        RuntimeError: the tools are absent, the package is unknown, or an archive is damaged.
+    """
+    if not DEB_NAME.match(name):
+        raise ValueError(f"{name!r} is not the name of a Debian package")
+    tree = cache_root() / "sources" / name
+    if tree.is_dir():
+        return tree
+    _need("apt-get", f"download the source of {name}", "Run this step on Debian or Ubuntu.")
+    with _staging(tree) as staging, tempfile.TemporaryDirectory() as scratch:
+        options = _source_lists(Path(scratch))
+        download = staging / ".download"
+        download.mkdir()
+        # A third party's archive without sources must not stop it: whether the package is there shows below.
+        subprocess.run(["apt-get", *options, "-q", "update"], capture_output=True, check=False)
+        _call(
+            ["apt-get", *options, "-q", "source", "--download-only", name],
+            f"download the source of the Debian package {name}",
+            cwd=download,
+        )
+        archives = sorted(download.glob("*.tar.*"))
+        for archive in archives:
+            if archive.suffix == ".asc":  # a signature
+                continue
+            target = staging / archive.name[: archive.name.index(".tar.")]
+            _unpack(archive, target, f"the source archive {archive.name}")
+        shutil.rmtree(download)
+    return tree
+
+
+def _source_lists(folder: Path) -> list[str]:
+    """Options that make apt look for sources in the archives that it is configured for, with lists in ``folder``."""
+    parts = folder / "parts"
+    parts.mkdir()
+    (folder / "lists" / "partial").mkdir(parents=True)
+    for entry in _apt_entries():
+        text = entry.read_text(encoding="utf-8", errors="replace")
+        if entry.suffix == ".sources":
+            text = re.sub(r"(?im)^Types:.*$", "Types: deb-src", text)
+        else:
+            text = re.sub(r"(?m)^\s*deb(?=[\s\[])", "deb-src", text)
+        (parts / entry.name).write_text(text, encoding="utf-8")
+    settings = {
+        "Dir::Etc::SourceList": "/dev/null",
+        "Dir::Etc::SourceParts": parts,
+        "Dir::State::Lists": folder / "lists",
+        "Dir::Cache::pkgcache": "",
+        "Dir::Cache::srcpkgcache": "",
+    }
+    return [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
+
+
+def _apt_entries(etc: Path = Path("/etc/apt")) -> list[Path]:
+    """The files that name this machine's package archives."""
+    parts = [path for path in (etc / "sources.list.d").glob("*") if path.suffix in (".list", ".sources")]
+    return [path for path in (etc / "sources.list", *sorted(parts)) if path.is_file()]
+
+
+def _unpack(archive: Path, target: Path, what: str) -> None:
+    """The files of a tar archive below its first folder; links, devices and what would leave ``target`` stay out."""
+    target.mkdir()
+    try:
+        with tarfile.open(archive) as tar:
+            safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # absent before 3.10.12
+            tar.extractall(target, members=_below_first_folder(tar), **safely)
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+        raise RuntimeError(f"{what} is damaged: {error}") from error
+
+
 def _below_first_folder(tar: tarfile.TarFile):
-    """Files of an npm archive, below its first folder (``package/`` by custom, but not always)."""
+    """Files of an archive, below its first folder (npm: ``package/`` by custom, but not always)."""
     for member in tar.getmembers():
         _, _, below = member.name.partition("/")
         if below and member.isfile() and ".." not in below.split("/") and not below.startswith("/"):

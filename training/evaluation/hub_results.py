@@ -36,12 +36,19 @@ METRICS = {
     "wer": ("image-to-text", "wer"),
     "exact": ("image-to-text", "exact_match"),
     "knn_accuracy": ("image-classification", "accuracy"),
+    "knn_weighted_accuracy": ("image-classification", "accuracy"),
     "probe_accuracy": ("image-classification", "accuracy"),
     "zero_shot_top1": ("zero-shot-image-classification", "accuracy"),
     "zero_shot_top5": ("zero-shot-image-classification", "accuracy"),
-    "mean_iou": ("image-segmentation", "mean_iou"),
+    "segmentation_miou": ("image-segmentation", "mean_iou"),
 }
 SUITES = ("text", "image")  # the others compare the model with itself or with others
+
+
+def hub_id(source: str | None) -> str | None:
+    """``source`` itself where it names a data set on the Hub, and not a folder that is there."""
+    named = source is not None and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source)
+    return source if named and not Path(source).exists() else None
 
 
 def model_figures(results: Record, full: bool = True) -> list[Record]:

@@ -16,6 +16,7 @@ import numpy as np
 from training.evaluation.cache import hash_of
 from training.evaluation.contract import ENCODE, NAME, Evaluator, Figure, NotMeasured, Options, Subject, Work
 from training.evaluation.features import FEATURES, encoded, picture_features, precision, whole_patches
+from training.evaluation.hub_results import hub_id
 from training.evaluation.picture_sets import ClassFolder, HeldOutPictures, HubClasses, hub_fingerprint
 
 VERSION = 1  # raised whenever what an evaluator here measures changes
@@ -209,6 +210,7 @@ class Segmentation(Evaluator):
         self.pictures, self.resolutions, self.source, self.limit = pictures, resolutions, source, limit
         what = "made scenes" if source is None else source.rstrip("/").rsplit("/", 1)[-1]
         self.name = f"segmentation of {what}"
+        self.dataset_id = hub_id(source)
 
     @functools.cached_property
     def scenes(self) -> Any:
@@ -256,6 +258,7 @@ class Classes(Evaluator):
     ):
         self.source, self.resolutions, self.text_tower, self.limit = source, resolutions, text_tower, limit
         self.name = f"classes of {source.rstrip('/').rsplit('/', 1)[-1]}"
+        self.dataset_id = hub_id(source)
 
     @functools.cached_property
     def set(self) -> Any:

@@ -27,8 +27,13 @@ from training.evaluation.report import (
     variants_of,
 )
 
-# What tables hold and plots leave out: it says again what a neighbour says.
-NOT_DRAWN = ("word_precision", "word_recall", "wer", "zero_shot_top5")
+# What tables hold and plots leave out: it says again what a neighbour says, or says little in a bar.
+NOT_DRAWN = frozenset(
+    ("word_precision", "word_recall", "wer", "exact", "zero_shot_top5", "gain_zero_shot_top5", "knn_weighted_accuracy")
+    + ("knn_accuracy_photographs", "retrieval_recall1", "retrieval_recall5", "image_to_text_recall5")
+    + ("text_to_image_recall5", "segmentation_pixel_accuracy", "cka_debiased", "activation_mean", "activation_p999")
+    + ("activation_channels", "outlier_tokens", "class_norm", "pages_per_second")
+)
 STYLES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP"
 PANELS = 15  # a plot has no more
@@ -88,7 +93,8 @@ def panels_of(rows: Sequence[Record]) -> list[tuple[str | None, list[Record]]]:
                 apart = []
             for variant in dict.fromkeys(variant_text(row, apart) for row in own):
                 along.append((axis, [row for row in own if variant_text(row, apart) == variant]))
-    return along + [(None, found) for found in alone.values()]
+    found = along + [(None, rows) for rows in alone.values()]
+    return [(axis, rows) for axis, rows in found if any(row["value"] for row in rows)]  # nothing but zeros is no plot
 
 
 def _draw(
@@ -217,7 +223,7 @@ def _panel_title(rows: Sequence[Record], shared: Mapping[str, Any], unit: str, s
     told = ", ".join(at_text(key, value) for key, value in shared.items())
     head = title(first["name"]) + (f", {unit}" if unit else "") + (" (lower is better)" * (first["better"] == "lower"))
     below = ", ".join(text for text in ("" if several else first["evaluator"], told) if text)
-    return f"{_short(head, 48)}\n{_short(below, 52)}" if below else _short(head, 48)
+    return f"{_short(head, 48)}\n{_short(below, 46)}" if below else _short(head, 48)
 
 
 def _limits(limit, rows: Sequence[Record], factor: float) -> None:

@@ -37,20 +37,19 @@ SUITE_TITLES = {
     "cost": "Cost",
     "retention": "Kept from the teacher",
 }
-TITLES = {
-    "word_f1": "word F1",
-    "word_precision": "word precision",
-    "word_recall": "word recall",
+WORDS = {  # of a figure's name, as a heading says them
+    "knn": "k-NN",
+    "zero shot": "zero-shot",
+    "f1": "F1",
     "cer": "CER",
     "wer": "WER",
-    "exact": "exact",
-    "knn_accuracy": "k-NN accuracy",
-    "zero_shot_top1": "zero-shot top 1",
-    "zero_shot_top5": "zero-shot top 5",
-    "miou": "mIoU",
-    "mean_iou": "mIoU",
     "cka": "CKA",
+    "miou": "mIoU",
+    "map": "mAP",
+    "rms": "RMS",
     "flops": "FLOPs",
+    "teds": "TEDS",
+    "p999": "99.9% quantile",
 }
 AXES = {  # what a figure may be measured at -> the axis
     "x_height": "height of a lower-case x, px",
@@ -64,13 +63,15 @@ SUMMARY: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
     ("image", "knn_accuracy", None),
     ("image", "zero_shot_top1", None),
     ("image", "probe_accuracy", None),
-    ("image", "mean_iou", None),
+    ("image", "segmentation_miou", None),
     ("scale", "cka", None),
     ("retention", "cosine", None),
     ("retention", "cka", None),
+    ("retention", "knn_agreement", None),
     ("cost", "parameters", None),
-    ("cost", "flops", None),
+    ("cost", "forward_flops", None),
     ("cost", "latency", None),
+    ("cost", "latency_ratio", None),
     ("cost", "peak_memory", None),
     ("text", "seconds_per_item", ("pages",)),
     ("cost", "seconds_per_page", None),
@@ -148,8 +149,15 @@ def subject_of(results: Record, role: str) -> str | None:
 
 
 def title(name: str) -> str:
-    """A figure's name as a heading says it."""
-    return TITLES.get(name, name.replace("_", " "))
+    """A figure's name as a heading says it.
+
+    >>> title("zero_shot_top1")
+    'zero-shot top 1'
+    """
+    text = re.sub(r"\b(top|recall)(\d+)\b", lambda found: f"{found[1]} {found[2]}", name.replace("_", " "))
+    for word, said in WORDS.items():
+        text = re.sub(rf"\b{word}\b", said, text)
+    return text
 
 
 def sensible(value: float, unit: str) -> tuple[float, str]:
@@ -178,14 +186,14 @@ def sensible(value: float, unit: str) -> tuple[float, str]:
 
 
 def digits(value: float, unit: str) -> str:
-    """``value`` as far as it means something: shares to three places, all else to three figures."""
+    """``value`` as far as it means something: shares to three places, else three figures, in four places."""
     if unit == "share":
         return f"{value:.3f}"
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if unit == "" and float(value).is_integer() and abs(value) < 1e6:
         return f"{value:,.0f}"
-    places = max(0, 2 - math.floor(math.log10(abs(value))))
+    places = min(4, max(0, 2 - math.floor(math.log10(abs(value)))))
     return f"{value:,.{places}f}"
 
 
@@ -227,7 +235,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
 def at_text(key: str, value: Any) -> str:
     """One thing that a figure was measured at: ``x-height 7 px``, ``patch mean``, ``k 5``."""
     if isinstance(value, str):
-        return value or "own"
+        return f"over {value}" if key == "over" else value or "own"
     plain = f"{value:g}"
     named = {"x_height": f"x-height {plain} px", "resolution": f"{plain} px"}
     return named.get(key, f"{key.replace('_', ' ')} {plain}")
@@ -366,12 +374,24 @@ def summary(results: Record) -> str:
             at = _shown_at(rows)
             told = [at_text(key, value) for key, value in at.items()]
             heading = ", ".join([_heading(rows[0]), *([] if suite == "cost" else [evaluator]), *told])
-            lines.append((heading, {row["subject"]: cell(row) for row in rows if row.get("at", {}) == at}))
+            lines.append((heading, _row_of_summary(rows, at)))
     present = [subject for subject in subjects if any(subject in cells for _, cells in lines)]
     if not lines:
         return "No figures."
     table = [[heading, *(cells.get(subject, "-") for subject in present)] for heading, cells in lines]
     return markdown_table(["", *present], table)
+
+
+def _row_of_summary(rows: Sequence[Record], at: Mapping[str, Any]) -> dict[str, str]:
+    """Subject -> its figure at this place; of one that goes another way there, such as a teacher, which has no vision
+    decoder, the figure of its own way, which is said."""
+    found = {row["subject"]: cell(row) for row in rows if row.get("at", {}) == at}
+    elsewhere = {key: value for key, value in at.items() if key != "way"}
+    for row in rows:
+        here = row.get("at", {})
+        if row["subject"] not in found and {key: here[key] for key in here if key != "way"} == elsewhere:
+            found[row["subject"]] = f"{cell(row)} ({at_text('way', here.get('way', ''))})"
+    return found
 
 
 def _shown_at(rows: Sequence[Record]) -> dict[str, Any]:
@@ -385,7 +405,10 @@ def _shown_at(rows: Sequence[Record]) -> dict[str, Any]:
 
 def note_line(note: Record) -> str:
     """``text, blocks, UNIT: what is to be said``."""
-    where = ", ".join(note[key] for key in ("suite", "evaluator", "subject") if note.get(key))
+    said = [key for key in ("suite", "evaluator", "subject") if note.get(key)]
+    if said[-1:] == ["subject"] and note["text"].startswith(note["subject"]):
+        said.pop()
+    where = ", ".join(note[key] for key in said)
     return f"{where}: {note['text']}" if where else note["text"]
 
 
@@ -412,7 +435,8 @@ def sections(results: Record, suites: Iterable[str] | None = None, level: int = 
             parts += evaluator_tables([row for row in rows if row["evaluator"] == evaluator], subjects)
             parts += _notes([note for note in notes if note.get("evaluator") == evaluator])
         measured = {row["evaluator"] for row in rows}
-        parts += _notes([note for note in notes if note.get("evaluator") not in measured])
+        rest = [note for note in notes if note.get("evaluator") not in measured]
+        parts += _notes([{**note, "text": note_line({**note, "suite": ""}), "subject": ""} for note in rest])
     return "\n\n".join(parts)
 
 

@@ -71,6 +71,7 @@ LACKS = {
 HOW_TO_NAME = {  # a role that figures are measured against -> how to name who plays it
     "teacher": "no teacher is known: --teacher MODEL names the encoder as it was before training",
     "start": "no start is known: --start MODEL names the encoder that training began with",
+    "stage": "no earlier stage is known: --stages NAME=MODEL names one",
 }
 OURS = ("unit", "unit_vision_model")
 
@@ -182,7 +183,9 @@ class _Run:
         self.roles: dict[str, Subject] = {}
         self.known: Cache | None = None  # what earlier runs found; None where nothing of it is to be used
         for subject in subjects:
-            self.roles.setdefault(subject.role, subject)
+            self.roles[subject.role] = subject  # of several stages the last: the one before the model
+        if "teacher" in self.roles:  # the paper's start and teacher are one and the same
+            self.roles.setdefault("start", self.roles["teacher"])
 
     # ------------------------------------------------------------------------------------------------------------ plan
 
@@ -305,7 +308,7 @@ class _Run:
         if any(one.subject is subject for one in rest):
             return
         for each in self.subjects:
-            used = any(one.subject is each or one.evaluator.against == each.role for one in rest)
+            used = any(one.subject is each or self.roles.get(one.evaluator.against or "") is each for one in rest)
             if not used:
                 each.release()
 
@@ -345,7 +348,10 @@ class _Run:
             notes += [where | {"text": _line(text)} for text in one.entry.notes]
             items = self._write_items(one)
             measured.append(where | {"seconds": one.entry.seconds, "cached": one.cached, "items": items})
-        counted = {each["subject"]: int(each["value"]) for each in figures if each["name"] == "parameters"}
+        counted: dict[str, int] = {}
+        for each in figures:
+            if each["name"] == "parameters":  # of the encoder, and of the whole
+                counted[each["subject"]] = max(counted.get(each["subject"], 0), int(each["value"]))
         subjects = []
         for subject in self.subjects:
             known = {"name": subject.name, "role": subject.role, "path": report.shown(subject.path)}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,20 +36,23 @@ DEFAULT_SETS = {
     "syn-s": ("evaluation-syn-s",),
     "md-val": ("markdown-made-validation", "markdown-pdf-validation"),
     "scans": ("evaluation-scans",),
+    "scan-blocks": ("evaluation-scan-blocks",),
     "blank": ("evaluation-blank",),
 }
 # From the Hub or a folder, when they are named.
 NAMED_SETS = {name: (f"evaluation-{name}",) for name in ("funsd", "sroie", "cord")}
+_PAGE_OF = re.compile(r"(?i)(.+\.(?:pdf|md|markdown|tiff?))#")
 BUILD_MARKDOWN = "unit data make-markdown --split validation"
 
 
 @dataclass(frozen=True)
 class TextSet:
-    """Held-out images with what stands on them, in folders of parquet shards of the schema of ``training/data``.
+    """Held-out images with what stands on them: folders of parquet shards of the schema of ``training/data``, or one
+    folder in a layout of ``training.data.labelled``.
 
     Attributes:
         name: as the report calls it.
-        folders: where the shards are.
+        folders: where it is.
         markdown: whether the truth is Markdown.
         build: the command that builds it.
     """
@@ -73,13 +77,32 @@ class TextSet:
                 return ()
         return tuple(sorted(set(found), reverse=True))
 
+    @property
+    def hub_id(self) -> str | None:
+        """Of a set that was taken from the Hub, its id there; read from ``report.json``."""
+        from .hub_results import hub_id
+
+        try:
+            (folder,) = self.folders
+            source = json.loads((folder / "report.json").read_text(encoding="utf-8"))["settings"]["source"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return hub_id(source) if isinstance(source, str) else None
+
     def fingerprint(self) -> Mapping[str, Any]:
         """Name, kind of truth and hash of the shards.
 
         Raises:
             NotMeasured: the set is not there; the line says what builds it.
         """
+        if self._as_published():
+            return {"set": self.name, "markdown": False, "data": hash_of(self.folders[0])}
         return {"set": self.name, "markdown": self.markdown, "data": hash_of(self._shards())}
+
+    @property
+    def layout(self) -> str:
+        """As :class:`TextSample` has it: all but the blocks are pages, receipts and forms among them."""
+        return "block" if self.name == "blocks" else "page"
 
     def samples(self, limit: int | None = None) -> list[TextSample]:
         """The items, in the order of the files; the same call gives the same items.
@@ -97,13 +120,41 @@ class TextSet:
         """
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}")
+        if self._as_published():
+            rows = enumerate(self._published_rows(limit))
+            return [_sample(index, row, self.markdown, self.layout) for index, row in rows]
         rows = self._places()
         heights = self.heights
         groups: dict[float, list[int]] = {}
         for index, place in enumerate(rows):
             groups.setdefault(place.x_height if heights else 0.0, []).append(index)
         wanted = sorted(index for group in groups.values() for index in spread(group, limit))
-        return [_sample(index, row, self.markdown) for index, row in _read(rows, wanted)]
+        return [_sample(index, row, self.markdown, self.layout) for index, row in _read(rows, wanted)]
+
+    def _as_published(self) -> bool:
+        """Whether the folder is in a layout of ``training.data.labelled`` rather than in our schema."""
+        if len(self.folders) > 1 or not self.folders[0].is_dir():
+            return False
+        shards = sorted(self.folders[0].rglob("*.parquet"))
+        if not shards:
+            return True
+        import pyarrow.parquet as pq
+
+        return not set(REQUIRED) <= set(pq.read_schema(shards[0]).names)
+
+    def _published_rows(self, limit: int | None) -> list[dict[str, Any]]:
+        from training.data.labelled import MAX_REFUSED, rows_of_folder
+        from training.data.refusals import Refusals
+
+        refusals = Refusals(MAX_REFUSED)
+        try:
+            rows = list(rows_of_folder(self.folders[0], refusals, self.name, limit))
+            refusals.check()
+        except (ValueError, OSError) as error:
+            raise NotMeasured(f"{self.name}: {error}") from error
+        if not rows:
+            raise NotMeasured(f"{self.name}: {self.folders[0]} gave no page to read. {refusals}".strip())
+        return spread(rows, limit)
 
     def _shards(self) -> list[Path]:
         shards = []
@@ -168,7 +219,7 @@ def _read(places: Sequence[_Place], wanted: Iterable[int]) -> Iterable[tuple[int
         yield index, rows.slice(place.row, 1).to_pylist()[0]
 
 
-def _sample(index: int, row: Mapping[str, Any], markdown: bool) -> TextSample:
+def _sample(index: int, row: Mapping[str, Any], markdown: bool, layout: str) -> TextSample:
     from modeling_unit.image_processing_unit import to_rgb
 
     image, error = None, ""
@@ -177,14 +228,14 @@ def _sample(index: int, row: Mapping[str, Any], markdown: bool) -> TextSample:
             image = to_rgb(picture)
     except Exception as fault:  # decoders of broken data raise what they like
         error = f"{type(fault).__name__}: {fault}"
-    return TextSample(
-        index, image, row["text"], float(row.get("x_height") or 0.0), group_of(row["source"]), markdown, error
-    )
+    x_height, source = float(row.get("x_height") or 0.0), group_of(row["source"])
+    return TextSample(index, image, row["text"], x_height, source, markdown, error, layout)
 
 
 def group_of(source: str) -> str:
     """The document that a row's source names: ``package/a.pdf#12`` and ``package/a.pdf#13`` are of one document."""
-    return source.rsplit("#", 1)[0] if not source.startswith("made-pages/") else source
+    found = _PAGE_OF.match(source)
+    return found[1] if found else source
 
 
 def default_sets(options: Options) -> list[TextSet]:

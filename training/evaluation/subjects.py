@@ -84,6 +84,7 @@ class ModelSubject:
                 raise NotMeasured(f"{self.name} is a {self.config.get('model_type')!r} checkpoint, which cannot read")
             import modeling_unit
 
+            _hush()
             self._reader = modeling_unit.Reader.from_pretrained(str(self.folder), device=self.device)
         return self._reader
 
@@ -135,12 +136,21 @@ class ModelSubject:
     def encoder(self) -> PictureEncoder:
         """The encoder, loaded once."""
         if self._encoder is None:
+            _hush()
             self._encoder = PictureEncoder(str(self.folder), self.device)
         return self._encoder
 
     def release(self) -> None:
         """Let go of the weights."""
         self._reader = self._encoder = None
+
+
+def _hush() -> None:
+    """No bars and hints of transformers between those of the evaluation."""
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
 
 
 def _local(path: str) -> Path:
