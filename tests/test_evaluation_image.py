@@ -1,15 +1,10 @@
 """Claims about the image evaluation, with vectors small enough to do by hand."""
 
-import io
-import json
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from training.evaluation.image import (
     bootstrap_interval,
-    evaluate_images,
     knn_accuracy,
     knn_correct,
     linear_cka,
@@ -132,101 +127,3 @@ def test_interval_is_the_same_for_the_same_seed_and_wider_for_groups_that_agree(
 def test_interval_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         bootstrap_interval([])
-
-
-COLOURS = {"red": (255, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 255)}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Three kinds, discs of three colours, each in three styles that differ in transparency."""
-    import torch
-    from safetensors.torch import save_file
-
-    from training.data.pictures import write_pictures
-
-    rows = []
-    for kind, colour in COLOURS.items():
-        for alpha, style in ((255, "ink"), (220, "oil"), (190, "gcompris-photo")):
-            buffer = io.BytesIO()
-            Image.new("RGBA", (20, 20), (*colour, alpha)).save(buffer, "PNG")
-            rows.append(
-                {
-                    "image": {"bytes": buffer.getvalue(), "path": f"{style}/{kind}.png"}, "text": f"a {kind} square",
-                    "task": "caption", "kind": "natural", "char_boxes": [], "x_height": 0.0, "source": "test",
-                    "license": "none", "split": "validation", "concept": kind, "group": "", "style": style,
-                    "family": style, "keywords": [], "author": "",
-                }
-            )  # fmt: skip
-    write_pictures(rows, tmp_path)
-    (tmp_path / "concept_names.json").write_text(json.dumps(sorted(COLOURS)))  # blue, green, red
-    save_file(
-        {"embeddings": torch.eye(3).flip(1)}, tmp_path / "concept_sentence.safetensors"
-    )  # in order red green blue
-    return tmp_path
-
-
-def mean_colour(pictures):
-    """(n, 3): mean deviation of each channel from the mean of all, a perfect feature for coloured squares."""
-    means = np.stack([np.asarray(p, dtype=np.float32).mean(axis=(0, 1)) for p in pictures])
-    return means - means.mean(axis=1, keepdims=True)
-
-
-def test_a_perfect_encoder_scores_one(folder):
-    seen = []
-
-    def encode(pictures):
-        seen.extend(pictures)
-        return mean_colour(pictures)
-
-    scores = {
-        name: (value, low, high) for name, value, low, high in evaluate_images(encode, mean_colour, folder, 32, k=2)
-    }
-    assert scores == {
-        "knn_accuracy": (1.0, 1.0, 1.0),
-        "knn_accuracy_photographs": (1.0, 1.0, 1.0),
-        "zero_shot_top1": (1.0, 1.0, 1.0),
-        "zero_shot_top5": (1.0, 1.0, 1.0),
-    }
-    assert len(seen) == 9
-    assert {(p.mode, p.size) for p in seen} == {("RGB", (32, 32))}
-
-
-def test_pictures_are_the_same_at_every_evaluation(folder):
-    runs = []
-    for _ in range(2):
-        runs.append([])
-        list(
-            evaluate_images(lambda p: runs[-1].extend(i.tobytes() for i in p) or mean_colour(p), None, folder, 24, k=2)
-        )
-    assert runs[0] == runs[1]
-
-
-def test_a_blind_encoder_scores_nothing_above_chance(folder):
-    def blind(pictures):
-        return np.ones((len(pictures), 3))
-
-    scores = {name: value for name, value, _, _ in evaluate_images(blind, blind, folder, 32, k=2)}
-    assert scores["knn_accuracy"] <= 1 / 3
-    assert scores["zero_shot_top1"] == 0.0
-
-
-def test_zero_shot_is_left_out_without_a_function(folder):
-    assert [name for name, *_ in evaluate_images(mean_colour, None, folder, 32, k=2)] == [
-        "knn_accuracy",
-        "knn_accuracy_photographs",
-    ]
-
-
-def test_tensors_in_bfloat16_are_taken(folder):
-    import torch
-
-    def encode(pictures):
-        return torch.from_numpy(mean_colour(pictures)).to(torch.bfloat16)
-
-    assert next(evaluate_images(encode, None, folder, 32, k=2))[1] == 1.0
-
-
-def test_a_folder_without_targets_names_the_command(tmp_path):
-    with pytest.raises(ValueError, match="`unit data pictures` builds"):
-        list(evaluate_images(mean_colour, None, tmp_path, 32))

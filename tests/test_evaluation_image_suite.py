@@ -304,6 +304,35 @@ def test_a_perfect_encoder_is_perfect_in_every_figure(held_out):
     assert work.items[0]["knn_accuracy, class token"] is True
 
 
+def test_pictures_are_the_same_at_every_evaluation(held_out):
+    one, other = (HeldOutPictures(held_out) for _ in range(2))
+    assert all(one.picture(i, 24).tobytes() == other.picture(i, 24).tobytes() for i in range(12))
+    assert {(one.picture(i, 24).mode, one.picture(i, 24).size) for i in range(12)} == {("RGB", (24, 24))}
+
+
+def test_a_blind_encoder_scores_nothing_above_chance(held_out):
+    class Blind(Named):
+        def __init__(self):
+            super().__init__()
+            see = self._encoder.tokens
+            self._encoder.tokens = lambda *args: tuple(torch.ones_like(tokens) for tokens in see(*args))
+
+    found = by_name(Recognition(HeldOutPictures(held_out)).figures(Blind(), quiet()))
+    assert found["knn_accuracy", "class token"].value <= 1 / 3
+    assert found["probe_accuracy", "class token"].value <= 1 / 3
+    assert found["retrieval_recall1", "class token"].value == 0.0
+    named = by_name(Naming(HeldOutPictures(held_out)).figures(Blind(), quiet()))
+    assert named["zero_shot_top1", "class token"].value == 0.0
+    assert named["image_to_text_recall1", "class token"].value == 0.0
+
+
+def test_tokens_in_bfloat16_are_taken(held_out):
+    subject = Fake()
+    see = subject.encoder().tokens
+    subject.encoder().tokens = lambda *args: tuple(tokens.to(torch.bfloat16) for tokens in see(*args))
+    assert picture_features(subject, HeldOutPictures(held_out), None, quiet())["class token"].dtype == np.float32
+
+
 def test_a_broken_picture_and_one_the_encoder_chokes_on_count_as_wrong(tmp_path):
     folder = write_held_out(tmp_path, broken=("zebra", "oil"))
     subject = Fake(ColourEncoder(breaks_at=lambda mean: (mean[:, 2] > 0.25) & (mean[:, 0] < -0.3)))
@@ -351,6 +380,8 @@ def test_an_encoder_that_always_fails_is_one_line(held_out):
 def test_pictures_that_are_not_there_name_the_command(tmp_path):
     with pytest.raises(NotMeasured, match="`unit data pictures`"):
         Recognition(HeldOutPictures(tmp_path / "nowhere")).fingerprint()
+    with pytest.raises(NotMeasured, match="`unit data pictures` builds"):
+        list(Recognition(HeldOutPictures(tmp_path)).figures(Fake(), quiet()))
 
 
 def test_fingerprints_need_no_torch(held_out):

@@ -4,8 +4,7 @@ The pictures are ``pictures-validation`` of :mod:`training.data.pictures`: some 
 hands. Two of them by one hand look alike for the hand's sake, so a picture finds its neighbours among other families
 of style only. The chance level of a figure is about 1 / kinds.
 
-    for name, value, low, high in evaluate_images(encode, None, folder, resolution=128):
-        print(f"{name} {value:.3f} [{low:.3f}, {high:.3f}]")
+These are the measures, on arrays; :mod:`training.evaluation.image_suite` runs them on subjects.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ from __future__ import annotations
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from training.data.pictures import compose
 
@@ -300,57 +298,6 @@ def validation_picture(row: dict, resolution: int) -> Image.Image:
     """The RGB picture of a row, square, on the background that its path decides."""
     background = BACKGROUNDS[zlib.crc32(row["image"]["path"].encode()) % len(BACKGROUNDS)]
     return compose(Image.open(io.BytesIO(row["image"]["bytes"])), resolution, background)
-
-
-def evaluate_images(
-    encode_fn: Callable[[list[Image.Image]], np.ndarray],
-    zero_shot_fn: Callable[[list[Image.Image]], np.ndarray] | None,
-    folder: Path,
-    resolution: int,
-    batch: int = 64,
-    k: int = 5,
-) -> Iterator[tuple[str, float, float, float]]:
-    """Score an encoder on the held-out kinds.
-
-    Args:
-        encode_fn: RGB pictures of ``resolution`` squared -> (n, D) features, array or tensor.
-        zero_shot_fn: RGB pictures -> (n, 384) embeddings in the space of the sentence encoder; None leaves zero-shot
-            naming out.
-        folder: ``pictures-validation``.
-        resolution: side of the pictures, px.
-        batch: pictures at a time.
-        k: neighbours that vote.
-
-    Yields:
-        (name, value, low, high): ``knn_accuracy``, ``knn_accuracy_photographs`` (those queries that are photographs),
-        ``zero_shot_top1``, ``zero_shot_top5``, each from 0 to 1 with a 95% interval bootstrapped over kinds.
-    """
-    content, names, class_embeds = read_validation(folder)
-    kinds = [row["concept"] for row in content]
-    features, embeds = [], []
-    for start in tqdm(range(0, len(content), batch), desc="held-out pictures", unit=" batches", mininterval=2.0):
-        pictures = [validation_picture(row, resolution) for row in content[start : start + batch]]
-        features.append(_array(encode_fn(pictures)))
-        if zero_shot_fn is not None:
-            embeds.append(_array(zero_shot_fn(pictures)))
-    correct = knn_correct(np.concatenate(features), kinds, [row["family"] for row in content], k)
-    yield ("knn_accuracy", float(correct.mean()), *bootstrap_interval(correct, kinds))
-    photographs = np.array([row["style"] == "gcompris-photo" for row in content])
-    if photographs.any():
-        some = correct[photographs]
-        interval = bootstrap_interval(some, np.array(kinds)[photographs])
-        yield ("knn_accuracy_photographs", float(some.mean()), *interval)
-    if zero_shot_fn is not None:
-        ranks = zero_shot_ranks(np.concatenate(embeds), class_embeds, [names.index(kind) for kind in kinds])
-        for top in (1, 5):
-            yield (f"zero_shot_top{top}", float((ranks < top).mean()), *bootstrap_interval(ranks < top, kinds))
-
-
-def _array(features) -> np.ndarray:
-    """A numpy float32 array of an array or a tensor (bfloat16 included)."""
-    if hasattr(features, "detach"):
-        features = features.detach().float().cpu().numpy()
-    return np.asarray(features, dtype=np.float32)
 
 
 def _unit(vectors: np.ndarray, what: str) -> np.ndarray:

@@ -51,6 +51,8 @@ class Recognition(Evaluator):
     ``knn_accuracy_photographs`` (of those queries that are photographs), ``knn_weighted_accuracy`` (20, weighted),
     ``probe_accuracy`` (softmax regression, families dealt into five folds), ``retrieval_map``, ``retrieval_recall1``
     and ``retrieval_recall5`` (a picture for its kind in other styles). Intervals are bootstrapped over kinds.
+
+    Always all pictures: fewer would take the neighbours away, and all take seconds.
     """
 
     suite = "image"

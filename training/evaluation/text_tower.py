@@ -51,7 +51,7 @@ class TextTower:
                 load = AutoModel.from_pretrained
             self.model = load(path, dtype=torch.float32, use_safetensors=True).eval().to(device)
             self.tokenizer = AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except Exception as error:  # of the network, the configuration, the weights, the tokenizer: a class each
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise NotMeasured(f"--text-tower {path}: no text encoder can be loaded from there ({line})") from error
         self.model_type, self.first_token = config.model_type, False
@@ -136,7 +136,7 @@ def _beside(path: str, name: str) -> dict | None:
 
     try:
         found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # a Hub that cannot be asked: the weights came from its cache
         return None
     return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
 
