@@ -68,10 +68,11 @@ class FeaturesKept(_AgainstTeacher):
             found = picture_tokens(subject, self._pictures, side, (grid, grid), work)
             fine = ~(known.failed | found.failed)
             failed = int((~fine).sum())
-            ways = {ENCODER: (found.classes[fine], found.patches[fine])}
+            own = (found.classes[fine], found.patches[fine])
+            ways = {ENCODER: own}
             decoder = getattr(subject.encoder().model, "vision_decoder", None)
-            if decoder is not None:
-                ways[DECODER] = tuple(decoded(decoder, part) for part in ways[ENCODER])
+            if decoder is not None:  # first, for it is what was trained to keep the teacher's features
+                ways = {DECODER: tuple(decoded(decoder, part) for part in own), **ways}
             target_class, target = known.classes[fine], known.patches[fine]
             for way, (classes, patches) in ways.items():
                 at = {"scale": scale, "way": way}
