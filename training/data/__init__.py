@@ -24,6 +24,10 @@
 ``targets``          what the teachers of recognition say about them
 ``shrink``           a copy of a picture data set in fewer bytes
 ``blanks``           strips of pictures with nothing to read on them
+``evaluation_sets``  held-out paragraphs and pages at several x-heights, to measure reading on
+``evaluation_made``  dense and sparse made pages in held-out fonts and words, and blank sheets, to measure on
+``scans``            scanned pages with their text, of a Debian source package
+``labelled``         FUNSD, SROIE, CORD and other labelled scans as they are published
 ``augment``          seeded changes to training images
 ``mixture``          which rows make which micro-batch of a run
 ``generate``         made rows by the million, on datatrove's executors

@@ -20,7 +20,7 @@ def add_parser(commands) -> None:
         "sets of any layout, a training recipe for one. Ends with 1 on any overlap.",
     )
     leaks.add_argument("--train", nargs="+", metavar="SOURCE", help="default: all …-train in the cache")
-    leaks.add_argument("--validation", nargs="+", metavar="SOURCE", help="default: all …-validation in the cache")
+    leaks.add_argument("--validation", nargs="+", metavar="SOURCE", help="default: all …-validation and evaluation-… in the cache")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,4 +68,7 @@ def _described(sources: list[str] | None) -> list[str | dict[str, Any]]:
 
 
 def _built(parent: Path, split: str) -> list[Path]:
-    return [folder for folder in sorted(parent.glob(f"*-{split}")) if any(folder.glob("*.parquet"))]
+    folders = sorted(parent.glob(f"*-{split}"))
+    if split == "validation":
+        folders += sorted(parent.glob("evaluation-*"))
+    return [folder for folder in folders if any(folder.glob("*.parquet"))]
