@@ -175,6 +175,20 @@ def test_a_folder_with_a_training_of_other_settings_is_refused(made, tmp_path):
         plan(grid, tmp_path / "out")
 
 
+def test_a_variant_that_failed_at_once_may_be_mended_in_place(made, tmp_path):
+    """It left a mark, but nothing to go on from."""
+    changes = {"variants": {"base": {"set": {"training.warmup_steps": 9}}}}
+    wrong = plan(read_grid(grid_file(made, tmp_path, **changes)), tmp_path / "out", seeds=[1])[0].trainings[0]
+    with pytest.raises(ValueError, match=r"warmup_steps \(9\) is more than"):
+        train_here(wrong)
+    right = plan(read_grid(grid_file(made, tmp_path)), tmp_path / "out", seeds=[1])[0].trainings[0]
+    assert right.folder == wrong.folder
+    assert right.key != wrong.key
+    (right.folder / "checkpoint-1").mkdir()
+    with pytest.raises(ValueError, match="holds a training of other settings"):
+        plan(read_grid(grid_file(made, tmp_path)), tmp_path / "out", seeds=[1])
+
+
 VARIANTS = {"base": {"about": "as it is"}, "other": {"set": {"training.vision_weight": 0}}}
 
 

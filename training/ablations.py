@@ -291,8 +291,9 @@ def plan(
         _check_effect(grid, runs)
     runs = [run for run in runs if only is None or run.variant in only]
     for training in {training.key: training for run in runs for training in run.trainings}.values():
-        held = _read_json(training.folder / MARK).get("key", training.key)
-        if held != training.key:
+        mark = _read_json(training.folder / MARK)
+        begun = "finished" in mark or any(training.folder.glob("checkpoint-*"))
+        if begun and mark.get("key") != training.key:
             raise ValueError(
                 f"{training.folder} holds a training of other settings than {grid.path} now gives: give another "
                 "--out, or remove that folder"
@@ -541,7 +542,7 @@ def train_here(training: Training) -> None:
 
     training.folder.mkdir(parents=True, exist_ok=True)
     mark = {"key": training.key, "variant": training.variant, "seed": training.seed, "stage": training.stage}
-    if not (training.folder / MARK).is_file():
+    if _read_json(training.folder / MARK).get("key") != training.key:
         _write_json(training.folder / MARK, mark)
     file = training.folder / "recipe.yaml"
     file.write_text(recipe_text(training), encoding="utf-8")
