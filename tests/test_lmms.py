@@ -414,6 +414,7 @@ def test_one_task_that_cannot_be_run_leaves_the_others(llava, tmp_path, stand_in
     assert ("broken", reason) in notes
     assert ("mine", "1 questions failed and count as wrong; the first: broken file") in notes
     assert any("there is no image gone.png" in text for _, text in notes)
+    assert results["versions"]["lmms-eval"] == "unknown"  # a stand-in has none
     (measured,) = results["measured"]
     assert (tmp_path / "out" / measured["items"]).is_file()
     report = (tmp_path / "out" / "report.md").read_text()
@@ -487,6 +488,7 @@ def test_lmms_eval_itself_asks_the_model_and_marks_it(llava, tmp_path):
     path = lines_of(llava / "questions.jsonl", *entries, entry(image="gone.png"))
     settings = Settings(batch_size=2, device="cpu", gen_kwargs="max_new_tokens=4", python=python)
     results = evaluate(str(llava / "llava"), [f"mine={path}"], tmp_path / "out", settings, progress=False)
+    assert results["versions"]["lmms-eval"].startswith("0.7.")
     figures = {figure["name"]: figure for figure in results["figures"]}
     assert set(figures) == {"exact_match", "anls", "relaxed_accuracy"}
     assert figures["exact_match"]["value"] == pytest.approx(3 / 5)

@@ -134,6 +134,7 @@ def evaluate(
             outcomes[name].notes += [error] if error else []
     _read(work, outcomes, settings.seed)
     results = _results(model, subject, names, outcomes, settings, command)
+    results["versions"] = {**report.versions(), "lmms-eval": environment.version_of(python)}
     results["seconds"] = round(time.perf_counter() - began, 1)
     _write(results, names, out)
     return results
@@ -303,7 +304,7 @@ def _results(
     settings: Settings,
     command: str | None,
 ) -> dict[str, Any]:
-    """What goes to results.json, all but the time it took."""
+    """What goes to results.json, all but versions and the time it took."""
     device = settings.device or "cpu"
     if settings.device is None:
         import torch
@@ -316,7 +317,6 @@ def _results(
         "model": report.shown(model),
         "command": report.shown(command or f"unit lmms {shlex.quote(model)}"),
         "machine": report.machine(device),
-        "versions": {**report.versions(), "lmms-eval": environment.VERSION},
         "date": time.strftime("%Y-%m-%d"),
         "subjects": [{"name": SUBJECT, "role": "model", "path": report.shown(model), "hash": subject.hash()}],
         "figures": [figure.to_dict() | at for at, outcome in asked for figure in outcome.figures],
