@@ -25,7 +25,7 @@ from training.evaluation.lmms import environment
 from training.evaluation.lmms.answering import LlavaAnswerer, Question
 from training.evaluation.lmms.local import TEMPLATE, marks, read_local, write_task
 from training.evaluation.lmms.models import AVAILABLE_MODELS
-from training.evaluation.lmms.run import Settings, evaluate, figures_of
+from training.evaluation.lmms.run import Settings, _reason, evaluate, figures_of
 from training.evaluation.peers import environment as peers
 from training.llava_assembly import assemble
 from training.llava_toy import draw, make_language_model
@@ -385,6 +385,21 @@ for task in tasks:
 with open(arguments["failures"], "a") as file:
     file.write(json.dumps({"task": "local_mine", "doc_id": 0, "error": "broken file"}) + "\\n")
 """
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "\rbar 3/4\rpkg.errors.TokenError: Token is\x1b[0m required\ntenacity.RetryError: five\n",
+            "TokenError: Token is required",
+        ),
+        ("ValueError: first\nlater\nKeyError: 'last'\n", "KeyError: 'last'"),
+        ("killed\n", "exit status -9"),
+    ],
+)
+def test_the_reason_is_the_last_error_that_tells_something(said, reason):
+    assert _reason(said, -9) == reason
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def _result_files(work: Path) -> list[Path]:
 
 def _reason(said: str, status: int) -> str:
     """Why it failed, from what lmms-eval said last."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", said)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", said).replace("\r", "\n")  # bars end with the one, errors with the other
     raised = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception|Exit|Interrupt)): (.+)$", plain, re.MULTILINE)
     # that something was tried five times says less than what was tried
     telling = [f"{kind}: {text.strip()}" for kind, text in raised if kind != "RetryError"]
