@@ -8,10 +8,12 @@ from PIL import Image
 from training.evaluation.census import (
     Census,
     PicturesWithoutText,
+    alone,
     disorder,
     ends_early,
     examine,
     find,
+    is_invented,
     lines_of,
     loop_of,
     summarise_census,
@@ -102,6 +104,12 @@ def test_columns_read_across_are_in_the_wrong_order():
     assert values(reading(across))["wrong_order"] == pytest.approx(3 / 15)
 
 
+def test_lines_read_across_two_columns_are_not_invented():
+    across = "\n".join(f"{LINES[n]} {LINES[n + 3]}" for n in range(3))
+    assert failures(across) == ["wrong order"]
+    assert is_invented("the quick brown fox and nothing else that stands anywhere", TEXT.lower())  # a third of it is
+
+
 def test_order_is_the_mean_of_images_that_have_pairs():
     one_line = reading(LINES[0], LINES[0])
     reverse = reading("\n".join(reversed(LINES)))
@@ -113,6 +121,14 @@ def test_disorder_is_kendalls_distance():
     assert disorder([4, 3, 2, 1]) == (6, 6)
     assert disorder([1, 1, 2]) == (0, 3)  # at one place is no other order
     assert disorder([5]) == (0, 0)
+
+
+def test_a_sentence_repeated_across_lines_says_nothing_of_order():
+    # as a test page of scanners has it: each line begins elsewhere in the same sentence
+    words = ["pack", "my", "box", "with", "five", "dozen", "liquor", "jugs", "now", "and"]
+    lines = [" ".join((words * 2)[start : start + 7]) for start in (0, 7, 4, 1)]
+    assert sum(alone(lines)) == 0
+    assert alone(LINES) == [True] * 6
 
 
 def test_lines_that_are_nearly_the_same_say_nothing_of_order():

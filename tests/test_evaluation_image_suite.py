@@ -24,7 +24,6 @@ from training.evaluation.picture_sets import (
     HubClasses,
     centre_crop,
     image_columns,
-    spread,
 )
 from training.evaluation.probe import fit_probe, group_folds, probe_correct
 from training.evaluation.segmentation import (
@@ -206,7 +205,7 @@ STYLES = ("ink", "oil", "chalk", "gcompris-photo")
 class ColourEncoder:
     """Tokens that hold the mean colour of every patch: all that these sets need."""
 
-    resolution, patch_size, projection, zero_shot = 32, 8, None, {}
+    resolution, patch_size, projection, naming = 32, 8, None, {}
 
     def __init__(self, breaks_at=None):
         self.calls, self.breaks_at = 0, breaks_at
@@ -390,7 +389,7 @@ class Named(Fake):
         super().__init__()
         encoder = self._encoder
         encoder.projection = torch.eye(width, 3)
-        encoder.zero_shot = {"": lambda pictures, side=None: encoder.tokens(pictures, side)[0] @ encoder.projection.T}
+        encoder.naming = {"": lambda tokens: tokens @ encoder.projection.T}
 
 
 def test_names_and_captions_in_the_models_own_space(held_out):
@@ -802,8 +801,3 @@ def test_the_middle_square_is_kept():
     picture = Image.new("RGB", (30, 10), (255, 0, 0))
     picture.paste((0, 255, 0), (10, 0, 20, 10))
     assert np.asarray(centre_crop(picture, 10))[:, 2:8].reshape(-1, 3).tolist() == [[0, 255, 0]] * 60
-
-
-def test_a_limit_is_spread_evenly():
-    assert spread(10, 4) == [0, 2, 5, 7]
-    assert spread(3, 9) == spread(3, None) == [0, 1, 2]

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from training.evaluation import peers
-from training.evaluation.contract import READ, NotMeasured, TextSample
+from training.evaluation.contract import READ, NotMeasured, Options, TextSample
 from training.evaluation.peers import environment, hub, tesseract
 from training.evaluation.peers.worker import WORKERS, WorkerSubject
+from training.evaluation.sets import default_sets
 
 ENGINE = f"""
 import os, sys, time
@@ -378,12 +379,32 @@ def test_an_unpacked_tesseract_runs_with_its_own_libraries_and_models(tmp_path, 
 
 def test_packages_of_tesseract_are_its_own_and_those_that_the_machine_lacks(monkeypatch):
     depends = "tesseract-ocr\n  Depends: libc6\n |Depends: <virtual>\n    x\nlibc6\nlibtiff6\ntesseract-ocr-eng\n"
-    depends += "libtesseract5\n<virtual>\n"
-    said = {"apt-cache": depends, "dpkg-query": "installed libc6\nconfig-files libtiff6\ninstalled libtesseract5\n"}
+    said = {"apt-cache": depends + "libtesseract5\nxfonts\n<virtual>\n"}
+    said["apt-get"] = (
+        "Reading lists...\nInst libtiff6 (4.5 Debian [amd64])\nConf libtiff6 (4.5 Debian)\n"
+    )
+    status = {"apt-cache": 0, "apt-get": 0}
+
+    def run(command, **_):
+        name = command[0]
+        assert name == "apt-cache" or "--simulate" in command  # nothing is installed
+        return type("Done", (), {"returncode": status[name], "stdout": said[name], "stderr": "E: held packages"})
+
     monkeypatch.setattr(shutil, "which", lambda name: name)
-    done = lambda command, **_: type("Done", (), {"returncode": 0, "stdout": said[command[0]]})  # noqa: E731
-    monkeypatch.setattr(environment.subprocess, "run", done)
+    monkeypatch.setattr(environment.subprocess, "run", run)
     assert environment._lacking_packages() == ["libtesseract5", "libtiff6", "tesseract-ocr", "tesseract-ocr-eng"]
+    status["apt-get"] = 100
+    with pytest.raises(RuntimeError, match="apt cannot tell what tesseract needs: E: held packages"):
+        environment._lacking_packages()
+    said["apt-cache"] = ""
+    with pytest.raises(RuntimeError, match="apt-get update"):
+        environment._lacking_packages()
+
+
+def test_sets_of_text_say_whether_a_reader_has_to_find_the_parts_of_a_page():
+    layouts = {each.name: each.layout for each in default_sets(Options(sets=("funsd", "mine=/somewhere")))}
+    assert layouts["blocks"] == "block"
+    assert {layout for name, layout in layouts.items() if name != "blocks"} == {"page"}
 
 
 # -- models of the Hub ------------------------------------------------------------------------------------------------

@@ -274,6 +274,34 @@ def test_no_teacher_is_one_line_that_says_how_to_name_it(tmp_path, suites, model
     assert len(results["figures"]) == 1
 
 
+def test_a_teacher_is_the_start_where_no_other_is_named(tmp_path, suites, model):
+    class Beside(Measured):
+        def figures(self, subject, work):
+            self.log.append(work.subjects[self.against].name)
+            yield Figure("latency_ratio", 1.0)
+
+    log = []
+    suites(Beside("beside", log, suite="cost", roles=frozenset({"model"}), against="start"))
+    teacher, start = (model_folder(tmp_path / name, weights=name.encode()) for name in ("teacher", "start"))
+    evaluated(model, tmp_path / "out", teacher=teacher)
+    evaluated(model, tmp_path / "out", teacher=teacher, start=start)
+    assert log == ["teacher", "start"]
+
+
+def test_of_several_stages_the_last_is_the_one_before_the_model(tmp_path, suites, model):
+    class Beside(Measured):
+        def figures(self, subject, work):
+            self.log.append(work.subjects[self.against].name)
+            yield Figure("gain_word_f1", 0.1)
+
+    log = []
+    suites(Beside("gain", log, suite="scale", roles=frozenset({"model"}), against="stage"))
+    stages = {name: model_folder(tmp_path / name, weights=name.encode()) for name in ("a", "b")}
+    evaluated(model, tmp_path / "out", stages=stages)
+    assert log == ["b"]
+    assert texts(evaluated(model, tmp_path / "out")) == [run.HOW_TO_NAME["stage"]]
+
+
 def test_nothing_measured_is_status_one(tmp_path, suites, model, capsys):
     suites(Measured(settings=NotMeasured("blocks: no data set; `make data` builds it")))
     assert run.main([model, "--out", str(tmp_path / "out")]) == 1

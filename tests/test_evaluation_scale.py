@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -267,7 +268,8 @@ def subject(model):
 
 @pytest.fixture
 def options(pictures, chunks):
-    return Options(pictures=pictures, chunks=chunks, blocks=chunks / "nothing")
+    nothing = chunks / "nothing"
+    return Options(pictures=pictures, chunks=chunks, blocks=nothing, sets=(f"syn-s={nothing}",))
 
 
 def measured(evaluator, subject, **others):
@@ -428,6 +430,19 @@ def test_documents_are_read_whole_at_x4_and_shrunk_at_x1(subject, options, monke
     assert work.items[0]["truth"] == "words of line 0"
 
 
+def test_pages_in_large_print_are_read_at_every_size_where_they_are_there(subject, options, chunks, monkeypatch):
+    monkeypatch.setattr(subject, "_reader", Reader())
+    monkeypatch.setattr(scale_suite, "_kept", {})
+    large = replace(options, sets=(f"syn-s={chunks}",))  # any set will do
+    figures, _ = measured(scale_suite.ReadingInOneGo(large), subject)
+    found = by_place(figures)
+    assert found["word_f1", 64, "sparse"].items == 12
+    assert found["word_f1", 64, "sparse"].value == pytest.approx(6 / 7)  # all at their own size
+    assert found["word_f1", 32, "sparse"].value == pytest.approx(2 * 3 * 4 / (3 * 4 + 4 * 12))  # only four of them
+    without = scale_suite.ReadingInOneGo(options).fingerprint()
+    assert scale_suite.ReadingInOneGo(large).fingerprint() != without
+
+
 def test_room_for_a_text_does_not_depend_on_the_scale():
     sample = TextSample(0, Image.new("L", (120, 16)), "x", x_height=8.0)
     assert scale_suite.most_pieces(sample) == 1 * (25 + 2) + 8  # a line, 120 / 4.8 characters, a newline
@@ -445,7 +460,9 @@ def test_activations_are_described_for_both_kinds_scales_and_layers(subject, opt
 
 def test_activations_of_pictures_alone_where_there_are_no_documents(subject, pictures):
     nothing = pictures / "nothing"
-    evaluator = scale_suite.Activations(Options(pictures=pictures, chunks=nothing, blocks=nothing))
+    evaluator = scale_suite.Activations(
+        Options(pictures=pictures, chunks=nothing, blocks=nothing, sets=(f"syn-s={nothing}",))
+    )
     figures, work = measured(evaluator, subject)
     assert {figure.at["kind"] for figure in figures} == {"pictures"}
     assert "pictures only" in work.notes[0]
@@ -497,9 +514,7 @@ def test_every_evaluator_is_known_by_its_data_and_settings(options):
     for evaluator in scale_suite.evaluators(options):
         assert evaluator.suite == "scale"
         assert ENCODE in evaluator.needs
-        other = type(evaluator)(
-            Options(limit=2, pictures=options.pictures, chunks=options.chunks, blocks=options.blocks)
-        )
+        other = type(evaluator)(replace(options, limit=2))
         assert json.dumps(evaluator.fingerprint()) == json.dumps(evaluator.fingerprint())
         assert evaluator.fingerprint() != other.fingerprint()
     names = [evaluator.name for evaluator in scale_suite.evaluators(options)]

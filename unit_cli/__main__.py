@@ -1,8 +1,8 @@
 """`unit COMMAND`, or `python -m unit_cli COMMAND`, with one of `COMMANDS`; each is a file beside this one.
 
 Exit status: 0, or 2 if an argument or any input was refused, each with one line on stderr (the other inputs are still
-done); 1 if `unit plan` finds that a batch does not fit. Sub-commands import torch and transformers when they run, so
-that help answers at once.
+done); 1 if `unit plan` finds that a batch does not fit, or `unit evaluate` could measure nothing. Sub-commands import
+torch and transformers when they run, so that help answers at once.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ Times are of the machine at hand, with as many threads as torch takes; every rea
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,10 +59,9 @@ def evaluators(options: Options) -> list[Evaluator]:
 
 def here() -> dict[str, Any]:
     """What times depend on beside the code: processor and threads; without importing torch."""
-    from training.evaluation.report import _processor
+    from training.evaluation.report import processor
 
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": _processor(), "processors": count, "threads": os.environ.get("OMP_NUM_THREADS", "")}
+    return {"processor": processor()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -335,6 +333,7 @@ class ReadingCost(Evaluator):
             | ({"error": reading.error} if reading.error else {})
             for sample, reading in zip(samples, readings, strict=True)
         ]
+        work.notes.append(timed_on(subject.device))
         yield Figure("cold_start", cold, unit="s", better="lower")
         peak = max(reading.peak for reading in readings)
         if peak:
@@ -362,6 +361,13 @@ class ReadingCost(Evaluator):
             yield Figure("pages_per_second", 1 / mean, 1 / float(high), 1 / float(low), unit="pages/s", **told)
         rows = summarise([count(reading.text, sample.text) for sample, reading in chosen], seed)
         yield Figure("word_f1", rows[0].value, rows[0].low, rows[0].high, **told)
+
+
+def timed_on(device: str) -> str:
+    """What a table of times must say."""
+    from training.evaluation.report import processor
+
+    return f"Readers are timed on {processor(device)}: one page after the other, each reader in a process of its own."
 
 
 def pages_to_time(options: Options, work: Work) -> list[TextSample]:

@@ -21,10 +21,8 @@ from training.evaluation.picture_sets import ClassFolder, HeldOutPictures, HubCl
 
 VERSION = 1  # raised whenever what an evaluator here measures changes
 NEIGHBOURS, WEIGHTED_NEIGHBOURS, TEMPERATURE = 5, 20, 0.07
-OWN_WAYS = {
-    "": "class token",
-    "no vision decoder": "class token",
-}  # of naming; a full model's "" is its vision decoder
+# Of naming; a full model's "" is its vision decoder.
+OWN_WAYS = {"": "class token", "no vision decoder": "class token"}
 
 
 def evaluators(options: Options) -> list[Evaluator]:
@@ -388,7 +386,7 @@ def naming_ways(
     encoder = subject.encoder()
     full = hasattr(encoder.model, "vision_decoder")
     own = 0 if encoder.projection is None else encoder.projection.shape[0]
-    if encoder.zero_shot and own == width:
+    if encoder.naming and own == width:
         features = picture_features(subject, pictures, resolution, work)
         ways = OWN_WAYS | ({"": "vision decoder"} if full else {})
         found = {ways[way]: array for way, array in features.embeddings.items()}

@@ -13,6 +13,7 @@ import numpy as np
 
 from training.evaluation.cache import hash_of
 from training.evaluation.contract import NotMeasured
+from training.evaluation.sets import spread
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -129,13 +130,6 @@ MASK_NAMES = ("annotation", "label", "mask", "segmentation", "seg")
 TEST_SPLITS = ("validation", "val", "valid", "test")
 
 
-def spread(count: int, most: int | None) -> list[int]:
-    """At most ``most`` of the numbers below ``count``, evenly spread; all with None."""
-    if most is None or most >= count:
-        return list(range(count))
-    return [i * count // most for i in range(most)]
-
-
 def centre_crop(picture: Image.Image, side: int) -> Image.Image:
     """RGB, the shorter side resized to ``side`` and the middle square kept, as is customary on ImageNet."""
     from PIL import Image
@@ -193,13 +187,13 @@ class ClassFolder:
             raise NotMeasured(
                 f"--imagenet {folder}: no labels: {places[0]}/ has no pictures in folders, one for each class"
             )
-        self._test = [found[i] for i in spread(len(found), limit)]
+        self._test = spread(found, limit)
         train = self._files(self.folder / "train") if (self.folder / "train").is_dir() else []
         by_class: dict[str, list[Path]] = {name: [] for name in self.classes}
         for path in train:
             if path.parent.name in by_class:
                 by_class[path.parent.name].append(path)
-        self._train = [files[i] for files in by_class.values() for i in spread(len(files), TRAIN_PER_CLASS)]
+        self._train = [path for files in by_class.values() for path in spread(files, TRAIN_PER_CLASS)]
 
     @staticmethod
     def _files(folder: Path) -> list[Path]:
@@ -301,7 +295,7 @@ class HubClasses:
     def test(self) -> LabelledPictures:
         """What is scored."""
         label = self._columns[1]
-        labels = HubRows.column(self._splits["validation"], label, self.limit)
+        labels = HubRows.column(self.source, self._splits["validation"], label, self.limit)
         return self._part("validation", np.arange(len(labels)), labels)
 
     @property
@@ -311,7 +305,7 @@ class HubClasses:
             return None
         label = self._columns[1]
         classes = len(self._splits["validation"].features[label].names)
-        labels = HubRows.column(self._splits["train"], label, 2 * TRAIN_PER_CLASS * classes)
+        labels = HubRows.column(self.source, self._splits["train"], label, 2 * TRAIN_PER_CLASS * classes)
         chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:TRAIN_PER_CLASS] for c in range(classes)]))
         return self._part("train", chosen, labels[chosen]) if len(chosen) else None
 
@@ -396,9 +390,14 @@ class HubRows:
         return found
 
     @staticmethod
-    def column(stream, name: str, most: int | None) -> np.ndarray:
-        """(n,) whole numbers of a column of the first ``most`` rows; -1 where there is none."""
-        narrow = stream.select_columns([name])
+    def column(source: str, stream, name: str, most: int | None) -> np.ndarray:
+        """(n,) whole numbers of a column of the first ``most`` rows of a split; -1 where there is none."""
+        import datasets
+
+        try:  # a parquet file gives one column without the pictures beside it
+            narrow = datasets.load_dataset(source, split=str(stream.split), streaming=True, columns=[name])
+        except (TypeError, ValueError):  # other formats know no such word
+            narrow = stream.select_columns([name])
         narrow = narrow if most is None else narrow.take(most)
         return np.array([-1 if row[name] is None else row[name] for row in narrow], dtype=np.int64)
 

@@ -48,7 +48,7 @@ from training.evaluation.features import (
 )
 from training.evaluation.picture_sets import HeldOutPictures
 from training.evaluation.readings import Reading, read_samples
-from training.evaluation.sets import TextSet, spread
+from training.evaluation.sets import TextSet, default_sets, spread
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 MULTIPLES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 # Of 476: a picture of 4 times the side costs more than 16 small ones, and each is taken at every size.  [ours]
 PICTURES = 130
-DOCUMENTS = 64  # of either set of chunks  [ours]
+DOCUMENTS = 40  # of each of three sets, two of them at every size  [ours]
 SIZES = 4  # of documents, from x1 to x4  [ours]
 DESCRIBED = 48  # inputs of a kind whose activations are described  [ours]
 BUILD = "unit data from-pdfs --split validation"
@@ -156,10 +156,13 @@ class HeldOutDocuments:
         chunks: ``chunks-validation``, chunks of one to three lines at an x-height of 6 to 20 px; None for where
             `unit data` puts it.
         blocks: ``blocks-validation``, paragraphs; likewise. Only looked at where there are too few chunks.
+        sparse: pages with few words in large print; None for none.
     """
 
-    def __init__(self, chunks: Path | None = None, blocks: Path | None = None):
+    def __init__(self, chunks: Path | None = None, blocks: Path | None = None, sparse: TextSet | None = None):
         from training.data.sources import data_folder
+
+        self._sparse = sparse
 
         self._sets = [
             TextSet("chunks", (Path(chunks or data_folder("chunks-validation")),), build=BUILD),
@@ -167,18 +170,33 @@ class HeldOutDocuments:
         ]
         self._read: dict[int, list[TextSample]] = {}
 
+    @classmethod
+    def of(cls, options: Options) -> HeldOutDocuments:
+        """Those that the command line names, and the set ``syn-s``."""
+        named = {one.name: one for one in default_sets(options)}
+        return cls(options.chunks, options.blocks, named.get("syn-s"))
+
     def fingerprint(self) -> dict[str, Any]:
-        """Of the chunks, and of the blocks where they are there.
+        """Of the chunks, and of the blocks and the pages in large print where they are there.
 
         Raises:
             NotMeasured: there are no chunks.
         """
         found: dict[str, Any] = {"chunks": self._sets[0].fingerprint()}
-        try:
-            found["blocks"] = self._sets[1].fingerprint()
-        except NotMeasured:
-            found["blocks"] = None
+        for name, one in (("blocks", self._sets[1]), ("sparse", self._sparse)):
+            try:
+                found[name] = one.fingerprint() if one else None
+            except NotMeasured:
+                found[name] = None
         return found
+
+    def sparse(self, limit: int) -> list[TextSample]:
+        """At most ``limit`` pages in large print; none where the set is not there."""
+        try:
+            found = self._sparse.samples(limit) if self._sparse else []
+        except NotMeasured:
+            return []
+        return [one for one in found if one.image is not None]
 
     def choose(self, processor: Any, least: int, most: int, limit: int) -> list[TextSample]:
         """At most ``limit`` documents whose own size takes more than ``least`` and at most ``most`` patches, spread.
@@ -377,13 +395,15 @@ def share(name: str, values: np.ndarray, groups: Sequence, at: At, seed: int, fa
 class ReadingInOneGo(Evaluator):
     """Word F1 and CER of documents read in one go, without the Reader's cutting, by how many patches they may have.
 
-    Two sets of the same held-out documents, for each model by its own x1 and x4:
+    Three sets of held-out documents, the first two for each model by its own x1 and x4:
 
     * ``long``: more patches than x1 holds, as many as x4 holds at most. At x4 the model sees them at their own size;
       with fewer patches they are shrunk, to x1 by up to half (x4 as area) or a quarter (as side). The same texts at
       each ``resolution``.
     * ``short``: as many as x1 holds at most, so they are seen at their own size: what stage 2 trains as documents at
       x1 (``max_area`` of its recipe). At x1 only: more patches would change nothing.
+    * ``sparse``: whole made pages with few words in large print (the set ``syn-s``), shrunk to each size: what the
+      paper reads at x1, though with more words than small models learn there. Left out where the set is not there.
     """
 
     suite = "scale"
@@ -392,7 +412,7 @@ class ReadingInOneGo(Evaluator):
     roles = frozenset({"model", "teacher", "start", "stage"})  # peers have no x1
 
     def __init__(self, options: Options):
-        self._documents = HeldOutDocuments(options.chunks, options.blocks)
+        self._documents = HeldOutDocuments.of(options)
         self._limit = options.limit or DOCUMENTS
 
     def fingerprint(self) -> Mapping[str, Any]:
@@ -404,7 +424,7 @@ class ReadingInOneGo(Evaluator):
         x1, x4 = scales(subject)
         sides = document_sides(subject)
         for kind, samples in document_sets(subject, self._documents, self._limit).items():
-            for side in sides if kind == "long" else [x1]:
+            for side in [x1] if kind == "short" else sides:
                 found = read_at(subject, samples, side, work)
                 at = {"resolution": side, "set": kind}
                 counts = [count(each.prediction, each.truth) for each in found]
@@ -427,10 +447,10 @@ def document_sides(subject: Subject) -> list[int]:
 
 
 def document_sets(subject: Subject, documents: HeldOutDocuments, limit: int) -> dict[str, list[TextSample]]:
-    """``{"long": …, "short": …}``, see :class:`ReadingInOneGo`; a set that nothing fits is left out.
+    """``{"long": …, "short": …, "sparse": …}``, see :class:`ReadingInOneGo`; a set that nothing fits is left out.
 
     Raises:
-        NotMeasured: both are.
+        NotMeasured: neither long nor short ones are there.
     """
     processor = _processor(subject)
     small, large = (budget(processor, side) for side in scales(subject))
@@ -443,6 +463,8 @@ def document_sets(subject: Subject, documents: HeldOutDocuments, limit: int) -> 
             reason = error
     if not found:
         raise reason or NotMeasured("there are no documents")
+    if sparse := documents.sparse(limit):
+        found["sparse"] = sparse
     return found
 
 
@@ -600,7 +622,7 @@ class AlikeDocuments(Evaluator):
     needs = frozenset({ENCODE})
 
     def __init__(self, options: Options):
-        self._documents = HeldOutDocuments(options.chunks, options.blocks)
+        self._documents = HeldOutDocuments.of(options)
         self._limit = options.limit or DOCUMENTS
 
     def fingerprint(self) -> Mapping[str, Any]:
@@ -643,7 +665,7 @@ class Activations(Evaluator):
 
     def __init__(self, options: Options):
         self._whole = HeldOutPictures(options.pictures)
-        self._documents = HeldOutDocuments(options.chunks, options.blocks)
+        self._documents = HeldOutDocuments.of(options)
         self._limit = options.limit or DESCRIBED
 
     def fingerprint(self) -> Mapping[str, Any]:
@@ -752,7 +774,7 @@ class StageGain(_OnPictures):
 
     def __init__(self, options: Options):
         super().__init__(options)
-        self._documents = HeldOutDocuments(options.chunks, options.blocks)
+        self._documents = HeldOutDocuments.of(options)
         self._limit = options.limit or DOCUMENTS
 
     def fingerprint(self) -> Mapping[str, Any]:
@@ -796,7 +818,7 @@ class StageGain(_OnPictures):
         from training.evaluation.text import count
 
         for kind, samples in document_sets(subject, self._documents, self._limit).items():
-            for scale, side in sides.items() if kind == "long" else [("x1", sides["x1"])]:
+            for scale, side in [("x1", sides["x1"])] if kind == "short" else sides.items():
                 both = [read_at(one, samples, side, work) for one in (subject, before)]
                 counts = [[count(each.prediction, each.truth) for each in found] for found in both]
                 failed = sum(bool(now.error or then.error) for now, then in zip(*both, strict=True))

@@ -185,7 +185,8 @@ class MaskFolder:
     mask_side = 256
 
     def __init__(self, folder: Path, limit: int | None = None):
-        from training.evaluation.picture_sets import SUFFIXES, spread
+        from training.evaluation.picture_sets import SUFFIXES
+        from training.evaluation.sets import spread
 
         self.folder, self.name = Path(folder), Path(folder).name
         parts = []
@@ -209,7 +210,7 @@ class MaskFolder:
                     f"--segmentation {folder}: no labels: none of the {len(pictures)} pictures of images/{places[0]} "
                     f"has a PNG mask of its name in annotations/{places[0]}"
                 )
-            parts.append([pairs[i] for i in spread(len(pairs), most)])
+            parts.append(spread(pairs, most))
         self.parts = parts
 
     @functools.cached_property

@@ -99,6 +99,11 @@ class TextSet:
             return {"set": self.name, "markdown": False, "data": hash_of(self.folders[0])}
         return {"set": self.name, "markdown": self.markdown, "data": hash_of(self._shards())}
 
+    @property
+    def layout(self) -> str:
+        """As :class:`TextSample` has it: all but the blocks are pages, receipts and forms among them."""
+        return "block" if self.name == "blocks" else "page"
+
     def samples(self, limit: int | None = None) -> list[TextSample]:
         """The items, in the order of the files; the same call gives the same items.
 
@@ -117,14 +122,14 @@ class TextSet:
             raise ValueError(f"limit must be at least 1, got {limit}")
         if self._as_published():
             rows = enumerate(self._published_rows(limit))
-            return [_sample(index, row, self.markdown) for index, row in rows]
+            return [_sample(index, row, self.markdown, self.layout) for index, row in rows]
         rows = self._places()
         heights = self.heights
         groups: dict[float, list[int]] = {}
         for index, place in enumerate(rows):
             groups.setdefault(place.x_height if heights else 0.0, []).append(index)
         wanted = sorted(index for group in groups.values() for index in spread(group, limit))
-        return [_sample(index, row, self.markdown) for index, row in _read(rows, wanted)]
+        return [_sample(index, row, self.markdown, self.layout) for index, row in _read(rows, wanted)]
 
     def _as_published(self) -> bool:
         """Whether the folder is in a layout of ``training.data.labelled`` rather than in our schema."""
@@ -214,7 +219,7 @@ def _read(places: Sequence[_Place], wanted: Iterable[int]) -> Iterable[tuple[int
         yield index, rows.slice(place.row, 1).to_pylist()[0]
 
 
-def _sample(index: int, row: Mapping[str, Any], markdown: bool) -> TextSample:
+def _sample(index: int, row: Mapping[str, Any], markdown: bool, layout: str) -> TextSample:
     from modeling_unit.image_processing_unit import to_rgb
 
     image, error = None, ""
@@ -223,9 +228,8 @@ def _sample(index: int, row: Mapping[str, Any], markdown: bool) -> TextSample:
             image = to_rgb(picture)
     except Exception as fault:  # decoders of broken data raise what they like
         error = f"{type(fault).__name__}: {fault}"
-    return TextSample(
-        index, image, row["text"], float(row.get("x_height") or 0.0), group_of(row["source"]), markdown, error
-    )
+    x_height, source = float(row.get("x_height") or 0.0), group_of(row["source"])
+    return TextSample(index, image, row["text"], x_height, source, markdown, error, layout)
 
 
 def group_of(source: str) -> str:

@@ -184,7 +184,7 @@ def install_tesseract(progress: bool = True) -> Path:
 
 def _lacking_packages() -> list[str]:
     """Packages that tesseract needs: its own, and those of its libraries that are not installed here."""
-    if shutil.which("apt-cache") is None or shutil.which("dpkg-query") is None:
+    if shutil.which("apt-cache") is None or shutil.which("apt-get") is None:
         raise RuntimeError(
             "tesseract is fetched from Debian's packages, and this system has no apt: install it as its makers say, "
             "and have it on the PATH"
@@ -193,16 +193,22 @@ def _lacking_packages() -> list[str]:
     asked = subprocess.run(
         ["apt-cache", "depends", "--recurse", *silent, *TESSERACT_PACKAGES], capture_output=True, text=True
     )
-    # Names of packages begin their line; those in <> are virtual, which the real ones provide.
+    # Names of packages begin their line. Of alternatives all are there, so only tesseract's own are taken from it;
+    # what else is needed, a simulated installation tells.
     closure = {line.split(":")[0] for line in asked.stdout.splitlines() if line and line[0] not in " <|"}
     if asked.returncode or not set(TESSERACT_PACKAGES) <= closure:
         raise RuntimeError("apt knows no package tesseract-ocr; `apt-get update` may help")
-    shown = subprocess.run(
-        ["dpkg-query", "-W", "-f", "${db:Status-Status} ${Package}\n"], capture_output=True, text=True
-    )
-    installed = {line.split()[1] for line in shown.stdout.splitlines() if line.startswith("installed ")}
     own = {name for name in closure if name.startswith(("tesseract-ocr", "libtesseract", "libleptonica", "liblept"))}
-    return sorted(own | (closure - installed))
+    simulated = subprocess.run(
+        ["apt-get", "install", "--simulate", "--no-install-recommends", "-q", "-y", *TESSERACT_PACKAGES],
+        capture_output=True,
+        text=True,
+    )
+    if simulated.returncode:
+        lines = simulated.stderr.strip().splitlines() or [f"exit status {simulated.returncode}"]
+        raise RuntimeError(f"apt cannot tell what tesseract needs: {lines[-1]}")
+    lacking = {line.split()[1] for line in simulated.stdout.splitlines() if line.startswith("Inst ")}
+    return sorted(own | lacking)
 
 
 def _staging(target: Path) -> Path:

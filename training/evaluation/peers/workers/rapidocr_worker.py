@@ -4,14 +4,9 @@ import json
 import os
 import sys
 
-sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # of the isolated mode's path nothing is shadowed
 
-from serve import serve
-
-SETTINGS = json.loads(sys.argv[1])
-
-
-def start():
+def start(settings):
+    """`(version, read)` of `serve`."""
     import importlib.metadata
 
     import numpy
@@ -21,7 +16,7 @@ def start():
     engine = RapidOCR(
         params={
             "Global.log_level": "critical",
-            "EngineConfig.onnxruntime.intra_op_num_threads": SETTINGS["threads"],
+            "EngineConfig.onnxruntime.intra_op_num_threads": settings["threads"],
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
         }
     )
@@ -39,4 +34,8 @@ def start():
 
 
 if __name__ == "__main__":
-    serve(start)
+    # after all that the isolated mode finds, so that nothing is shadowed
+    sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+    from serve import serve
+
+    serve(lambda: start(json.loads(sys.argv[1])))
