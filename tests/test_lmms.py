@@ -25,7 +25,7 @@ from training.evaluation.lmms import environment
 from training.evaluation.lmms.answering import LlavaAnswerer, Question
 from training.evaluation.lmms.local import TEMPLATE, marks, read_local, write_task
 from training.evaluation.lmms.models import AVAILABLE_MODELS
-from training.evaluation.lmms.run import Settings, evaluate, figures_of
+from training.evaluation.lmms.run import Settings, _reason, evaluate, figures_of
 from training.evaluation.peers import environment as peers
 from training.llava_assembly import assemble
 from training.llava_toy import draw, make_language_model
@@ -387,6 +387,21 @@ with open(arguments["failures"], "a") as file:
 """
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "\rbar 3/4\rpkg.errors.TokenError: Token is\x1b[0m required\ntenacity.RetryError: five\n",
+            "TokenError: Token is required",
+        ),
+        ("ValueError: first\nlater\nKeyError: 'last'\n", "KeyError: 'last'"),
+        ("killed\n", "exit status -9"),
+    ],
+)
+def test_the_reason_is_the_last_error_that_tells_something(said, reason):
+    assert _reason(said, -9) == reason
+
+
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """A program in the place of lmms-eval, which checks how it was called and writes files of the same shape."""
@@ -414,6 +429,7 @@ def test_one_task_that_cannot_be_run_leaves_the_others(llava, tmp_path, stand_in
     assert ("broken", reason) in notes
     assert ("mine", "1 questions failed and count as wrong; the first: broken file") in notes
     assert any("there is no image gone.png" in text for _, text in notes)
+    assert results["versions"]["lmms-eval"] == "unknown"  # a stand-in has none
     (measured,) = results["measured"]
     assert (tmp_path / "out" / measured["items"]).is_file()
     report = (tmp_path / "out" / "report.md").read_text()
@@ -487,6 +503,7 @@ def test_lmms_eval_itself_asks_the_model_and_marks_it(llava, tmp_path):
     path = lines_of(llava / "questions.jsonl", *entries, entry(image="gone.png"))
     settings = Settings(batch_size=2, device="cpu", gen_kwargs="max_new_tokens=4", python=python)
     results = evaluate(str(llava / "llava"), [f"mine={path}"], tmp_path / "out", settings, progress=False)
+    assert results["versions"]["lmms-eval"].startswith("0.7.")
     figures = {figure["name"]: figure for figure in results["figures"]}
     assert set(figures) == {"exact_match", "anls", "relaxed_accuracy"}
     assert figures["exact_match"]["value"] == pytest.approx(3 / 5)

@@ -70,3 +70,10 @@ def python(given: str | None = None) -> str:
     if record_of(NAME) is not None:
         return str(python_of(NAME))
     raise NotMeasured("lmms-eval is not installed; `unit lmms --install` makes an environment for it")
+
+
+def version_of(python: str) -> str:
+    """The version of lmms-eval that an interpreter has; "unknown" where it does not say."""
+    asked = "from importlib.metadata import version; print(version('lmms-eval'))"
+    done = subprocess.run([python, "-c", asked], capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"

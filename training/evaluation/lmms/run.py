@@ -134,6 +134,7 @@ def evaluate(
             outcomes[name].notes += [error] if error else []
     _read(work, outcomes, settings.seed)
     results = _results(model, subject, names, outcomes, settings, command)
+    results["versions"] = {**report.versions(), "lmms-eval": environment.version_of(python)}
     results["seconds"] = round(time.perf_counter() - began, 1)
     _write(results, names, out)
     return results
@@ -206,7 +207,7 @@ def _result_files(work: Path) -> list[Path]:
 
 def _reason(said: str, status: int) -> str:
     """Why it failed, from what lmms-eval said last."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", said)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", said).replace("\r", "\n")  # bars end with the one, errors with the other
     raised = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception|Exit|Interrupt)): (.+)$", plain, re.MULTILINE)
     # that something was tried five times says less than what was tried
     telling = [f"{kind}: {text.strip()}" for kind, text in raised if kind != "RetryError"]
@@ -303,7 +304,7 @@ def _results(
     settings: Settings,
     command: str | None,
 ) -> dict[str, Any]:
-    """What goes to results.json, all but the time it took."""
+    """What goes to results.json, all but versions and the time it took."""
     device = settings.device or "cpu"
     if settings.device is None:
         import torch
@@ -316,7 +317,6 @@ def _results(
         "model": report.shown(model),
         "command": report.shown(command or f"unit lmms {shlex.quote(model)}"),
         "machine": report.machine(device),
-        "versions": {**report.versions(), "lmms-eval": environment.VERSION},
         "date": time.strftime("%Y-%m-%d"),
         "subjects": [{"name": SUBJECT, "role": "model", "path": report.shown(model), "hash": subject.hash()}],
         "figures": [figure.to_dict() | at for at, outcome in asked for figure in outcome.figures],
