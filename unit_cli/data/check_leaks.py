@@ -20,7 +20,7 @@ def add_parser(commands) -> None:
         "sets of any layout, a training recipe for one. Ends with 1 on any overlap.",
     )
     leaks.add_argument("--train", nargs="+", metavar="SOURCE", help="default: all …-train in the cache")
-    leaks.add_argument("--validation", nargs="+", metavar="SOURCE", help="default: all …-validation and evaluation-… in the cache")
+    leaks.add_argument("--validation", nargs="+", metavar="SOURCE", help="default: all held-out sets in the cache")
 
 
 def run(args: argparse.Namespace) -> int:
