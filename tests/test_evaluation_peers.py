@@ -380,9 +380,7 @@ def test_an_unpacked_tesseract_runs_with_its_own_libraries_and_models(tmp_path, 
 def test_packages_of_tesseract_are_its_own_and_those_that_the_machine_lacks(monkeypatch):
     depends = "tesseract-ocr\n  Depends: libc6\n |Depends: <virtual>\n    x\nlibc6\nlibtiff6\ntesseract-ocr-eng\n"
     said = {"apt-cache": depends + "libtesseract5\nxfonts\n<virtual>\n"}
-    said["apt-get"] = (
-        "Reading lists...\nInst libtiff6 (4.5 Debian [amd64])\nConf libtiff6 (4.5 Debian)\n"
-    )
+    said["apt-get"] = "Reading lists...\nInst libtiff6 (4.5 Debian [amd64])\nConf libtiff6 (4.5 Debian)\n"
     status = {"apt-cache": 0, "apt-get": 0}
 
     def run(command, **_):
