@@ -55,13 +55,15 @@ data: $(VENV)/.dev ## fetch and build all training and validation data into the 
 	$(UNIT) data make-pages --workers $(WORKERS)
 	$(UNIT) data pictures
 	$(UNIT) data targets
+	$(UNIT) data make-markdown --split validation --workers $(WORKERS)
+	$(UNIT) data evaluation-sets --workers $(WORKERS)
 	$(UNIT) data check-leaks
 
 train: $(VENV)/.dev ## train unit-tiny by its recipes in order; takes hours on two cores, goes on where it was stopped
 	set -e; for recipe in training/recipes/unit-tiny/[0-9]*.yaml; do $(UNIT) train $$recipe; done
 
 evaluate: $(VENV)/.dev ## measure MODEL on the held-out data; writes evaluation/report.md
-	$(UNIT) evaluate $(MODEL) --suite text,image --peers tesseract --limit 320 --teacher modeling_unit/checkpoints/unit-tiny-teacher --out evaluation
+	$(UNIT) evaluate $(MODEL) --peers tesseract --out evaluation
 
 clean: ## remove the environment and what the other targets wrote here; the data cache stays
 	rm -rf $(VENV) demo_output evaluation build *.egg-info .pytest_cache .ruff_cache
