@@ -14,9 +14,10 @@ from tiny import document_row, image_processor, picture_row, vision_config
 
 import training.ablations as ablations
 from modeling_unit import UnitVisionModel
+from training import recipe
 from training.ablation_figures import FIGURES, Measure, measured
 from training.ablation_table import LEAST, columns_of, estimate, t_quantile, table
-from training.ablations import Training, plan, read_grid, run_grid, train_here
+from training.ablations import Training, plan, read_grid, recipe_text, run_grid, train_apart
 from training.checkpoints import WholeCheckpoints
 from training.data.schema import write_shards
 from training.evaluation.contract import Figure
@@ -179,8 +180,8 @@ def test_a_variant_that_failed_at_once_may_be_mended_in_place(made, tmp_path):
     """It left a mark, but nothing to go on from."""
     changes = {"variants": {"base": {"set": {"training.warmup_steps": 9}}}}
     wrong = plan(read_grid(grid_file(made, tmp_path, **changes)), tmp_path / "out", seeds=[1])[0].trainings[0]
-    with pytest.raises(ValueError, match=r"warmup_steps \(9\) is more than"):
-        train_here(wrong)
+    with pytest.raises(RuntimeError, match=r"warmup_steps \(9\) is more than"):
+        train_apart(wrong)
     right = plan(read_grid(grid_file(made, tmp_path)), tmp_path / "out", seeds=[1])[0].trainings[0]
     assert right.folder == wrong.folder
     assert right.key != wrong.key
@@ -342,17 +343,19 @@ def test_trainings_are_those_of_unit_train_and_go_on_from_their_checkpoints(made
         saved(self, *args, **kwargs)
         raise KeyboardInterrupt
 
+    one.folder.mkdir(parents=True)
+    (one.folder / "recipe.yaml").write_text(recipe_text(one), encoding="utf-8")
     monkeypatch.setattr(WholeCheckpoints, "_save_checkpoint", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_here(one)
+        recipe.main(one.folder / "recipe.yaml")
     monkeypatch.setattr(WholeCheckpoints, "_save_checkpoint", saved)
     assert not one.finished()
     assert (one.folder / "checkpoint-1").is_dir()
-    train_here(one)
+    train_apart(one)
     assert one.finished()
     assert not list(one.folder.glob("checkpoint-*"))
     assert "Going on from" in (one.folder / ablations.OUTPUT).read_text()
-    train_here(two)
+    train_apart(two)
     assert read_recipe(two.folder / "recipe.yaml").start == str(one.folder)
     assert (two.folder / "adapter").is_dir()
     figures = measured(grid, two.folder, str(made / "encoder"), bf16=False)
@@ -525,7 +528,7 @@ def test_the_command_lists_and_refuses(made, tmp_path, capsys):
 
 def test_the_command_prints_what_is_done_and_says_when_seeds_are_few(made, tmp_path, capsys, monkeypatch):
     worker = Worker(fails=[("lora", 2, "two")])
-    monkeypatch.setattr(ablations, "train_here", worker.train)
+    monkeypatch.setattr(ablations, "train_apart", worker.train)
     monkeypatch.setattr(ablations, "_measure", worker.measure)
     command = ["ablate", str(grid_file(made, tmp_path)), "--out", str(tmp_path / "out")]
     assert main(command) == 1  # something failed

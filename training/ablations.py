@@ -31,13 +31,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import gc
 import hashlib
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -398,7 +399,7 @@ def run_grid(
         check_sets(grid)
         settings = measured_by(grid)
     out.mkdir(parents=True, exist_ok=True)
-    work = _Work(grid, out, runs, say, train or train_here, measure or _measure, settings)
+    work = _Work(grid, out, runs, say, train or train_apart, measure or _measure, settings)
     while work.pending:
         work.next()
         _write_json(out / RESULTS, _gathered(grid, out))
@@ -533,33 +534,47 @@ def _measure(grid: Grid, run: Run) -> list[Any]:
     return measured(grid, run.trainings[-1].folder, last["teacher"], bool(last["training"].get("bf16")))
 
 
-def train_here(training: Training) -> None:
-    """Run a training in this process, as `unit train FOLDER/recipe.yaml` does, or go on with it.
+def train_apart(training: Training) -> None:
+    """Run `unit train FOLDER/recipe.yaml` in a process of its own, or go on with it.
 
-    What it prints is in `output.txt`. Checkpoints are removed once the model is there.
+    Of its own, because a grid is long: what a training leaves in memory goes with it, and one that the system kills is
+    a failed run and not the end of all. What it prints is in `output.txt`. Checkpoints are removed once the model is
+    there.
+
+    Raises:
+        RuntimeError: it failed; the message is the line that it ended with.
     """
-    from training import recipe
-
     training.folder.mkdir(parents=True, exist_ok=True)
     mark = {"key": training.key, "variant": training.variant, "seed": training.seed, "stage": training.stage}
     if _read_json(training.folder / MARK).get("key") != training.key:
         _write_json(training.folder / MARK, mark)
-    file = training.folder / "recipe.yaml"
+    file, output = training.folder / "recipe.yaml", training.folder / OUTPUT
     file.write_text(recipe_text(training), encoding="utf-8")
+    # the package that runs here, installed or not
+    places = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
     started = time.monotonic()
-    with (training.folder / OUTPUT).open("a", encoding="utf-8") as output:
-        try:
-            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-                recipe.main(file)
-        except Exception:
-            traceback.print_exc(file=output)
-            raise
-        finally:
-            gc.collect()
+    with output.open("a", encoding="utf-8") as printed:
+        command = [sys.executable, "-m", "unit_cli", "train", str(file)]
+        status = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=printed, stderr=printed, env=environment, check=False
+        ).returncode
+    if status:
+        raise RuntimeError(_reason(status, output))
     for checkpoint in training.folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     seconds = round(time.monotonic() - started, 1)
     _write_json(training.folder / MARK, mark | {"finished": training.key, "seconds": seconds})
+
+
+def _reason(status: int, output: Path) -> str:
+    """Why a training ended with another status than 0, in one line."""
+    if status < 0:
+        name = signal.Signals(-status).name
+        return f"killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+    lines = [line.strip() for line in output.read_text(encoding="utf-8", errors="replace").splitlines()]
+    last = next((line for line in reversed(lines) if line), f"exit status {status}")
+    return last.removeprefix("unit train: ")
 
 
 def recipe_text(training: Training) -> str:
