@@ -110,3 +110,11 @@ def test_what_only_shows_figures_does_not_decide_them(monkeypatch):
     names = {"/".join(path.parts[-2:]) for path in seen}
     assert {"evaluation/text.py", "evaluation/subjects.py", "modeling_unit/reading_unit.py", "data/text.py"} <= names
     assert not names & {"evaluation/report.py", "evaluation/plots.py", "evaluation/run.py"}
+    assert {"data/markdown.py", "data/pictures.py", "data/targets.py", "training/teacher.py"} <= names
+    assert not [path for path in seen if "lmms" in path.parts]
+
+
+def test_notes_name_whoever_the_weights_are_called_now():
+    entry = Entry([], notes=["UNIT: x4 is 256 px, as UNITED says."], subject="UNIT")
+    assert entry.called("stage 2").notes == ["stage 2: x4 is 256 px, as UNITED says."]
+    assert entry.called("UNIT") is entry

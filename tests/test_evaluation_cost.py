@@ -80,7 +80,8 @@ def by_name(figures) -> dict:
     """Name and what tells figures of one name apart -> figure."""
     found = {}
     for figure in figures:
-        where = figure.at.get("scale") or figure.at.get("part") or figure.at.get("x_height") or ""
+        where = figure.of + figure.at.get("scale", "")
+        where = where or figure.at.get("part") or figure.at.get("x_height") or ""
         assert (figure.name, where) not in found
         found[figure.name, where] = figure
     return found
@@ -166,6 +167,14 @@ def test_an_encoder_that_kept_its_architecture_costs_what_its_start_costs(full, 
     ratio = found["latency_ratio", "x4"]
     assert 0 < ratio.low <= ratio.value <= ratio.high
     assert task.notes == []
+    # both times are those of the turns, and the encoder alone is not timed again
+    assert (found["latency", "x1"].of, found["latency", "startx1"].of) == ("", "start")
+    assert found["latency", "x1"].items == found["latency", "startx1"].items == found["latency_ratio", "x1"].items
+    for subject in (model, other):
+        alone = cost.EncoderCost().figures(subject, task)
+        assert "latency" not in {figure.name for figure in alone}
+    stage = ModelSubject(full, "stage 1", "stage")
+    assert "latency" not in {figure.name for figure in cost.AgainstStart().figures(stage, task)}
 
 
 def test_an_architecture_that_changed_is_found_and_named(full, wider):
@@ -204,6 +213,8 @@ def test_timing_takes_turns(full, start, monkeypatch):
     found = by_name(cost.AgainstStart().figures(model, work(model=model, start=other)))
     assert all(one != two for one, two in zip(order[0::2], order[1::2], strict=True))
     assert found["latency_ratio", "x4"].value == pytest.approx(1.0, abs=0.02)
+    ours, its = found["latency", "x4"].value, found["latency", "startx4"].value
+    assert ours / its == pytest.approx(1.0, abs=0.02)
 
 
 def test_median_and_its_interval():
@@ -311,9 +322,5 @@ def test_a_checkpoint_reads_in_its_worker_as_it_reads_here(full):
     assert version.startswith("torch ")
 
 
-def test_what_times_depend_on_is_in_the_fingerprint(monkeypatch):
-    before = cost.EncoderCost().fingerprint()
-    assert "thread" in before["processor"]
-    monkeypatch.setattr("training.evaluation.report.processor", lambda device="cpu": "another, 17 threads")
-    assert cost.EncoderCost().fingerprint() != before
+def test_the_suite_is_called_cost():
     assert {each.suite for each in cost.evaluators(Options())} == {"cost"}

@@ -322,3 +322,17 @@ def test_many_subjects_and_long_names_are_drawn(tmp_path):
 
 def test_the_page_of_nothing_is_a_page():
     assert "No figures." in report_text(results())
+
+
+def test_the_summary_takes_print_and_small_type_and_the_scale_that_is_trained():
+    at = [{"x_height": height} for height in (14, 10, 7, 5, 3)]
+    rows = [row("word_f1", 0.1 * n, suite="text", evaluator="blocks", at=where) for n, where in enumerate(at)]
+    sides = [({"resolution": 64}, 0.6), ({"resolution": 256, "scale": "x4"}, 0.7)]
+    rows += [row("cka", value, suite="scale", evaluator="two", at=where) for where, value in sides]
+    lines = report.summary({"subjects": [{"name": "UNIT", "role": "model"}], "figures": rows}).splitlines()[2:]
+    told = [" ".join(line.replace("|", " ").split()) for line in lines]
+    assert told == [
+        "word F1, blocks, x-height 10 px 0.100",
+        "word F1, blocks, x-height 5 px 0.300",
+        "CKA, two, 256 px, x4 0.700",
+    ]

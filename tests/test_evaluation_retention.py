@@ -110,6 +110,23 @@ def test_an_encoder_that_has_not_moved_keeps_all_recognition(student, teacher, o
     assert {f.at["over"] for f in figures} == {"teacher"}
 
 
+def test_an_encoder_that_has_not_moved_names_as_its_teacher(student, teacher, options, tmp_path):
+    """With the teacher's projection on its class token; the vision decoder in between has learned nothing."""
+    import shutil
+
+    from safetensors.torch import load_file
+
+    twin = shutil.copytree(student, tmp_path / "twin")
+    weights = load_file(twin / "model.safetensors")
+    (key,) = [key for key in weights if key.endswith("visual_projection.weight")]
+    weights[key] = load_file(teacher / PROJECTION_FILE)["weight"]
+    save_file(weights, str(twin / "model.safetensors"), metadata={"format": "pt"})
+    figures = measured(retention.RecognitionKept(options), twin, teacher)
+    kept = at(figures, scale="x1", way="class token")
+    for name in ("gain_zero_shot_top1", "gain_zero_shot_top5"):
+        assert (kept[name].value, kept[name].low, kept[name].high) == (0, 0, 0)
+
+
 def test_patches_at_x4_are_pooled_to_the_teachers_before_they_are_compared(student, teacher, options):
     figures = measured(retention.FeaturesKept(options), student, teacher)
     found = at(figures, scale="x4", way="vision decoder", feature="patches")["cosine"].value

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from training.evaluation import run
-from training.evaluation.contract import ENCODE, READ, Evaluator, Figure, NotMeasured, Options
+from training.evaluation.contract import ENCODE, READ, Evaluator, Figure, NeverMeasured, NotMeasured, Options
 from training.evaluation.report import load_results
 
 ROOT = Path(__file__).parent.parent
@@ -373,11 +373,88 @@ def test_options_reach_the_suites(tmp_path, suites, model, monkeypatch):
     module.evaluators = lambda options: seen.append(options) or [Measured()]
     monkeypatch.setitem(sys.modules, "training.evaluation.text_suite", module)
     arguments = [model, "--suite", "text", "--out", str(tmp_path / "out"), "--limit", "3", "--pages", str(tmp_path)]
-    arguments += ["--sets", "funsd, cord=/data/cord", "--resolutions", "64,128", "--imagenet", "a/b", "--quiet"]
+    arguments += [
+        "--sets",
+        f"funsd, cord={tmp_path}",
+        "--chunks",
+        str(tmp_path),
+        "--resolutions",
+        "64,128",
+        "--imagenet",
+        "a/b",
+        "--quiet",
+    ]
     assert run.main(arguments) == 0
     assert seen == [
-        Options(limit=3, pages=tmp_path, sets=("funsd", "cord=/data/cord"), resolutions=(64, 128), imagenet="a/b")
+        Options(
+            limit=3,
+            pages=tmp_path,
+            sets=("funsd", f"cord={tmp_path}"),
+            resolutions=(64, 128),
+            imagenet="a/b",
+            chunks=tmp_path,
+        )
     ]
+
+
+def test_what_can_never_be_measured_is_found_out_once_and_said_again(tmp_path, suites, model, capsys):
+    log = []
+    suites(Measured("scales", log, [Figure("cka", 1.0), NeverMeasured("no positions for x4")]))
+    for _ in range(2):
+        results = evaluated(model, tmp_path / "out")
+        assert [row["name"] for row in results["figures"]] == ["cka"]
+        assert texts(results) == ["no positions for x4"]
+    assert log == [("scales", "UNIT")]
+    suites(Measured("nothing", log, [NeverMeasured("it has one size only")]))
+    for _ in range(2):
+        evaluated(model, tmp_path / "out")
+        assert "it has one size only" in capsys.readouterr().err
+    assert log == [("scales", "UNIT"), ("nothing", "UNIT")]
+
+
+def test_what_is_missing_now_is_looked_for_again(tmp_path, suites, model):
+    log = []
+    suites(Measured("names", log, [NotMeasured("the sentence encoder is not installed")]))
+    for _ in range(2):
+        assert texts(evaluated(model, tmp_path / "out")) == ["the sentence encoder is not installed"]
+    assert len(log) == 2
+
+
+def test_what_an_evaluator_lacks_is_said_before_anything_is_measured(tmp_path, suites, model):
+    log = []
+    unlabelled = Measured("classes", log, suite="image")
+
+    def check():
+        assert log == []
+        raise NotMeasured("no labels")
+
+    unlabelled.check = check
+    suites(Measured("blocks", log), unlabelled)
+    results = evaluated(model, tmp_path / "out")
+    assert log == [("blocks", "UNIT")]
+    assert texts(results) == ["no labels"]
+
+
+def test_a_teacher_without_weights_is_refused_before_anything_is_measured(tmp_path, suites, model, capsys):
+    log = []
+    teacher = model_folder(tmp_path / "teacher", "unit_vision_model")
+    (tmp_path / "teacher" / "model.safetensors").unlink()
+    suites(Measured("blocks", log), Measured("kept", log, suite="retention", against="teacher"))
+    assert run.main([model, "--teacher", teacher, "--out", str(tmp_path / "out"), "--quiet"]) == 2
+    assert "no weights there" in capsys.readouterr().err
+    assert log == []
+
+
+def test_a_figure_of_the_start_is_the_starts_and_its_name_is_part_of_what_is_known(tmp_path, suites, model):
+    log = []
+    start = model_folder(tmp_path / "start", "unit_vision_model", b"others")
+    figures = [Figure("latency", 2.0), Figure("latency", 3.0, of="start")]
+    suites(Measured("in turns", log, figures, suite="cost", roles=frozenset({"model"}), against="start"))
+    for start_as in ({"start": start}, {"start": start}, {"teacher": start}):
+        (name,) = start_as
+        results = evaluated(model, tmp_path / "out", **start_as)
+        assert [(row["subject"], row["value"]) for row in results["figures"]] == [("UNIT", 2.0), (name, 3.0)]
+    assert len(log) == 2  # the same weights, but figures may name whom they were taken against
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
@@ -396,6 +473,11 @@ def test_options_reach_the_suites(tmp_path, suites, model, monkeypatch):
         (["--stages", "runs/stage1"], "--stages runs/stage1: NAME=MODEL"),
         (["--stages", "a=x", "a=y"], "two are called 'a'"),
         (["--teacher", "nowhere/at/all"], "nowhere/at/all: no model there"),
+        (["--imagenet", "/nowhere"], "--imagenet /nowhere: no such folder"),
+        (["--segmentation", "./nowhere"], "--segmentation ./nowhere: no such folder"),
+        (["--text-tower", "/nowhere"], "--text-tower /nowhere: no such folder"),
+        (["--sets", "mine=/nowhere"], "--sets mine=/nowhere: no such folder"),
+        (["--chunks", "nowhere"], "--chunks nowhere: no such folder"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path, suites, model, capsys, arguments, line):

@@ -139,6 +139,21 @@ def test_made_pages_are_refused_in_any_font_that_is_not_held_out(tmp_path):
     assert all(len(row["text"].split()) <= 100 and row["x_height"] >= 14 for row in sparse)
 
 
+def test_a_set_comes_in_parts_of_so_many_pixels(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from training.evaluation import sets
+
+    monkeypatch.setattr(sets.TextSet, "_rows", lambda self, limit: ((number, {}) for number in range(5)))
+    made = [SimpleNamespace(image=SimpleNamespace(width=10, height=10)) for _ in range(4)] + [
+        SimpleNamespace(image=None)
+    ]
+    monkeypatch.setattr(sets, "_sample", lambda index, *_: made[index])
+    text_set = sets.TextSet("made", (tmp_path,))
+    assert [len(part) for part in text_set.parts(pixels=150)] == [2, 2, 1]
+    assert list(text_set.parts(pixels=1_000)) == [made] == [text_set.samples()]
+
+
 def test_foreign_ink_is_the_share_outside_of_the_boxes():
     pixels = np.full((40, 40), 255, np.uint8)
     pixels[2:6, 2:6] = 0  # 16 pixels, in a box

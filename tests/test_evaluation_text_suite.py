@@ -252,9 +252,8 @@ def test_a_subject_without_a_prompt_for_markdown_is_measured_by_its_text_with_a_
 
 
 def test_a_fingerprint_says_what_is_read_and_how_much():
-    plain, marked = TextEvaluator(Set([], (7.0,)), 5), TextEvaluator(Set([], markdown=True), 5)
+    plain = TextEvaluator(Set([], (7.0,)), 5)
     assert plain.fingerprint() == {"set": {"set": "made"}, "limit": 5, "heights": [7.0]}
-    assert "dialect" in marked.fingerprint()
 
 
 def test_evaluators_are_the_sets_that_hold_text(tmp_path):

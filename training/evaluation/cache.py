@@ -17,10 +17,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ FORMAT = 1  # of an entry; another number is another entry
 LARGE = 4 << 20  # bytes; hashes of larger files are remembered: it takes longer to compute one than to look it up
 # What shows figures and does not decide them; the rest of this package does.
 SHOWING = ("report.py", "plots.py", "run.py", "cache.py", "hub_results.py")
+APART = ("lmms",)  # vision-language models, of which no figure is kept here
+# Of the rest of training/: how text and Markdown are normalised, pictures composed, classes prompted, rows of other
+# layouts and a teacher's projection read.
+BESIDE = ("data/text.py", "data/markdown.py", "data/pictures.py", "data/targets.py", "data/labelled.py", "teacher.py")
 
 
 @dataclass
@@ -43,12 +48,21 @@ class Entry:
         items: one plain dict per item.
         notes: lines for the report.
         seconds: that it took.
+        subject: what the one measured was called then; notes name it so.
     """
 
     figures: list[Figure]
     items: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    subject: str = ""
+
+    def called(self, name: str) -> Entry:
+        """The same where the one measured is called ``name`` now: weights are known by their hash, not by a name."""
+        if not self.subject or self.subject == name:
+            return self
+        old = re.compile(rf"(?<!\w){re.escape(self.subject)}(?!\w)")
+        return replace(self, notes=[old.sub(lambda _: name, note) for note in self.notes], subject=name)
 
 
 class Cache:
@@ -74,7 +88,8 @@ class Cache:
                 return None
             figures = [Figure.from_dict(figure) for figure in found["figures"]]
             items = [json.loads(line) for line in lines]
-            return Entry(figures, items, [str(note) for note in found["notes"]], float(found["seconds"]))
+            notes, subject = [str(note) for note in found["notes"]], str(found.get("subject", ""))
+            return Entry(figures, items, notes, float(found["seconds"]), subject)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -95,6 +110,7 @@ class Cache:
             "figures": [figure.to_dict() for figure in entry.figures],
             "notes": entry.notes,
             "seconds": entry.seconds,
+            "subject": entry.subject,
             "items": len(entry.items),
         }
         text = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
@@ -141,9 +157,21 @@ def hash_of_code() -> str:
     """Hex SHA-256 of the code that decides figures: the models, the measures, the normalisation of text."""
     here = Path(__file__).parent
     root = here.parent.parent
-    measures = [file for file in here.rglob("*.py") if file.relative_to(here).as_posix() not in SHOWING]
-    files = [*measures, *(root / "modeling_unit").rglob("*.py"), root / "training" / "data" / "text.py"]
-    return hash_of(sorted(files))
+    measures = [
+        file
+        for file in here.rglob("*.py")
+        if file.relative_to(here).as_posix() not in SHOWING and file.relative_to(here).parts[0] not in APART
+    ]
+    beside = [here.parent / name for name in BESIDE]
+    return hash_of(sorted([*measures, *(root / "modeling_unit").rglob("*.py"), *beside]))
+
+
+@lru_cache(maxsize=1)
+def versions_that_decide() -> dict[str, str]:
+    """Versions of the packages that a figure may hang on, Python's too; nothing is imported for it."""
+    from training.evaluation.report import versions
+
+    return versions(("torch", "transformers", "numpy", "pillow", "rapidfuzz"))
 
 
 def hash_of(paths: str | os.PathLike | Iterable[str | os.PathLike], patterns: Iterable[str] = ("*",)) -> str:

@@ -47,7 +47,7 @@ from training.evaluation.contract import (
 from training.evaluation.readings import Reading, SampleSet, read_set
 from training.evaluation.sets import default_sets, spread
 from training.evaluation.subjects import REPETITION, TRUNCATED
-from training.evaluation.text_suite import hash_of_dialect, limit_of
+from training.evaluation.text_suite import limit_of
 
 if TYPE_CHECKING:
     from training.evaluation.picture_sets import HeldOutPictures
@@ -387,10 +387,7 @@ class Census(Evaluator):
                 missing = missing or str(error)
         if not found:
             raise NotMeasured(missing or "there is no set to look through")
-        dialect = (
-            {"dialect": hash_of_dialect()} if any(getattr(one, "markdown", False) for one, _ in self.sets) else {}
-        )
-        return {"sets": found} | dialect
+        return {"sets": found}
 
     def figures(self, subject: Subject, work: Work) -> Iterator[Figure]:
         remarks = bool(getattr(subject, "makes_remarks", False))

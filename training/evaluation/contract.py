@@ -37,6 +37,13 @@ class NotMeasured(Exception):
     """
 
 
+class NeverMeasured(NotMeasured):
+    """Weights, data and settings alone decide that there is nothing to measure: it would be the same the next time.
+
+    Kept as figures are, so that a run that is known does not load the weights to find it out again.
+    """
+
+
 @dataclass(frozen=True)
 class Figure:
     """One measured value.
@@ -52,6 +59,8 @@ class Figure:
         at: what it was measured at: ``{"x_height": 7}``, ``{"resolution": 256}``, ``{"feature": "class token"}``.
             A number is a place on an axis and is plotted; a text tells variants apart.
         better: ``"higher"``, ``"lower"``, or ``""`` where neither is better.
+        of: role of the subject whose figure it is, where that is another than the one measured, such as the start
+            that was timed in turns with it; ``""`` else.
     """
 
     name: str
@@ -63,6 +72,7 @@ class Figure:
     unit: str = "share"
     at: At = field(default_factory=dict)
     better: str = "higher"
+    of: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -206,6 +216,7 @@ class Evaluator(ABC):
         needs: what a subject must be able to do; others are passed over with a note.
         roles: whom it measures, None for all that can.
         against: role of another subject whose hash decides the figures too: ``"teacher"`` for retention, None else.
+        beside: the same of a subject that need not be there.
         dataset_id: Hub id of the set, where it is one of the Hub's as it is published there, such as
             ``"nielsr/funsd"``; None for sets of ours and for strangers' folders. What the Hub's own format of
             evaluation results is written from.
@@ -216,6 +227,7 @@ class Evaluator(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     roles: ClassVar[frozenset[str] | None] = None
     against: ClassVar[str | None] = None
+    beside: ClassVar[str | None] = None
     dataset_id: str | None = None
 
     @abstractmethod
@@ -224,6 +236,13 @@ class Evaluator(ABC):
 
         Raises:
             NotMeasured: the set is not there, or is not what it should be.
+        """
+
+    def check(self) -> None:  # noqa: B027  most have nothing more to look at
+        """What the fingerprint is too cheap to look at; called before anything is measured, where something is.
+
+        Raises:
+            NotMeasured: the set has no labels, a model cannot be used.
         """
 
     @abstractmethod

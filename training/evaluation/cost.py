@@ -4,12 +4,12 @@
 |---|---|---|
 | parameters | encoder, whole model | exact |
 | forward_flops | encoder, one image at x1 and x4 | matrix products and attention, counted by torch as they run |
-| latency | the same | median of repeated passes, one image a pass |
+| latency | the same | median of repeated passes, one image a pass; of model and start both timed in turns |
 | peak_memory | the same | weights, and what a pass holds beyond them, in a fresh process |
 | disk_size | encoder, whole model | bytes of its weights |
 | architecture_equal | encoder against the start's | 1 where class and the shapes of all weights are the same |
 | parameters_ratio, forward_flops_ratio | encoder over the start's | exact |
-| latency_ratio | encoder over the start's | both timed in turns on the same pixels |
+| latency_ratio | encoder over the start's | median of the ratios of pairs, timed in turns on the same pixels |
 | seconds_per_page, pages_per_second | readers, peers too | the same pages, one after the other, a process each |
 | cold_start, peak_memory, word_f1 | the same | process and weights; engine and weights; of the same pages |
 
@@ -37,6 +37,7 @@ from training.evaluation.contract import (
     TextSample,
     Work,
 )
+from training.evaluation.tokens import tower
 
 if TYPE_CHECKING:
     import torch
@@ -57,26 +58,24 @@ def evaluators(options: Options) -> list[Evaluator]:
     return [EncoderCost(), AgainstStart(), ReadingCost(options)]
 
 
-def here() -> dict[str, Any]:
-    """What times depend on beside the code: processor and threads; without importing torch."""
-    from training.evaluation.report import processor
-
-    return {"processor": processor()}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The encoder
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class EncoderCost(Evaluator):
-    """Size, operations, time and memory of an encoder on its own."""
+    """Size, operations, time and memory of an encoder on its own.
+
+    Where there is a start, model and start are timed by :class:`AgainstStart` alone: a minute later the machine may be
+    a quarter slower, and two times stand beside each other in a table only if they were taken in turns.
+    """
 
     suite, name, needs = "cost", "encoder", frozenset({ENCODE})
     roles = frozenset({"model", "teacher", "start"})
+    beside = "start"
 
     def fingerprint(self) -> Mapping[str, Any]:
-        return here() | {"rounds": ROUNDS, "seconds": SECONDS}
+        return {"rounds": ROUNDS, "seconds": SECONDS}
 
     def figures(self, subject: Subject, work: Work) -> Iterator[Figure]:
         from training.evaluation.measuring import interleave
@@ -90,15 +89,17 @@ class EncoderCost(Evaluator):
             size = weights_size(module) if part == "encoder" else disk_size(subject.path, weights_size(module))
             yield exact("disk_size", size / MEGA, "MB", {"part": part})
         memory = _in_a_process(subject, work)
+        start = work.subjects.get("start")
+        alone = start is None or ENCODE not in start.can or (subject.role != "model" and subject is not start)
         bar = work.bar(len(SCALES), "timing the encoder", "scale")
         for scale, side in sides(encoder).items():
             at = {"scale": scale, "resolution": side}
             pixels = blank_pixels(encoder, side)
             yield exact("forward_flops", count_flops(own, pixels) / GIGA, "GFLOP", at)
-            passes = {"encoder": lambda pixels=pixels: forward(own, pixels)}
-            times = interleave(passes, rounds=ROUNDS, seconds=SECONDS / 2, device=encoder.device)["encoder"]
-            middle, low, high = median_interval(1000.0 * np.array(times), work.seed)
-            yield Figure("latency", middle, low, high, items=len(times), unit="ms", at=at, better="lower")
+            if alone:
+                passes = {"encoder": lambda pixels=pixels: forward(own, pixels)}
+                times = interleave(passes, rounds=ROUNDS, seconds=SECONDS / 2, device=encoder.device)["encoder"]
+                yield latency(times, at, work.seed)
             if scale in memory:
                 yield exact("peak_memory", memory[scale] / MEGA, "MB", at)
             bar.update()
@@ -106,14 +107,17 @@ class EncoderCost(Evaluator):
 
 
 class AgainstStart(Evaluator):
-    """The encoder beside the one that training started from, both timed in turns on the same pixels."""
+    """The encoder beside the one that training started from, both timed in turns on the same pixels.
+
+    ``latency`` is of the model and, as the start's own figure, of the start; a stage has its ratio alone.
+    """
 
     suite, name, needs = "cost", "encoder against its start", frozenset({ENCODE})
     roles = frozenset({"model", "stage"})
     against = "start"
 
     def fingerprint(self) -> Mapping[str, Any]:
-        return here() | {"rounds": ROUNDS, "seconds": SECONDS}
+        return {"rounds": ROUNDS, "seconds": SECONDS}
 
     def figures(self, subject: Subject, work: Work) -> Iterator[Figure]:
         from training.evaluation.measuring import interleave
@@ -147,6 +151,9 @@ class AgainstStart(Evaluator):
                 seconds=SECONDS,
                 device=encoder.device,
             )
+            if subject.role == "model":
+                yield latency(times["ours"], at, work.seed)
+                yield latency(times["start"], at, work.seed, of="start")
             ratios = np.array(times["ours"]) / np.array(times["start"])
             middle, low, high = median_interval(ratios, work.seed)
             yield Figure("latency_ratio", middle, low, high, len(ratios), unit="", at=at, better="lower")
@@ -154,14 +161,15 @@ class AgainstStart(Evaluator):
         bar.close()
 
 
+def latency(times: Sequence[float], at: Mapping[str, Any], seed: int, of: str = "") -> Figure:
+    """The median of seconds, in milliseconds; ``of`` as :class:`~training.evaluation.contract.Figure` has it."""
+    middle, low, high = median_interval(1000.0 * np.array(times), seed)
+    return Figure("latency", middle, low, high, items=len(times), unit="ms", at=at, better="lower", of=of)
+
+
 def exact(name: str, value: float, unit: str, at: Mapping[str, Any], better: str = "lower") -> Figure:
     """A figure that is counted, not sampled."""
     return Figure(name, float(value), unit=unit, at=at, better=better)
-
-
-def tower(encoder: PictureEncoder) -> torch.nn.Module:
-    """The vision encoder alone, of a full model or of itself."""
-    return encoder.model.vision_model if hasattr(encoder.model, "encode") else encoder.model
 
 
 def sides(encoder: PictureEncoder) -> dict[str, int]:
@@ -297,7 +305,7 @@ class ReadingCost(Evaluator):
             data = {"set": "shipped pages", "data": hash_of(SHIPPED_PAGES)} if SHIPPED_PAGES.is_dir() else None
         if data is None:
             raise NotMeasured("there are no pages to read; `unit data evaluation-sets` builds some")
-        return here() | data | {"pages": self.options.limit or PAGES, "heights": PAGE_HEIGHTS}
+        return data | {"pages": self.options.limit or PAGES, "heights": PAGE_HEIGHTS}
 
     def figures(self, subject: Subject, work: Work) -> Iterator[Figure]:
         from training.evaluation.peers.checkpoint import CheckpointReader

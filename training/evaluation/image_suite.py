@@ -14,10 +14,21 @@ from typing import Any
 import numpy as np
 
 from training.evaluation.cache import hash_of
-from training.evaluation.contract import ENCODE, NAME, Evaluator, Figure, NotMeasured, Options, Subject, Work
+from training.evaluation.contract import (
+    ENCODE,
+    NAME,
+    Evaluator,
+    Figure,
+    NeverMeasured,
+    NotMeasured,
+    Options,
+    Subject,
+    Work,
+)
 from training.evaluation.features import FEATURES, encoded, picture_features, precision, whole_patches
 from training.evaluation.hub_results import hub_id
 from training.evaluation.picture_sets import ClassFolder, HeldOutPictures, HubClasses, hub_fingerprint
+from training.evaluation.subjects import looks_like_folder
 
 VERSION = 1  # raised whenever what an evaluator here measures changes
 NEIGHBOURS, WEIGHTED_NEIGHBOURS, TEMPERATURE = 5, 20, 0.07
@@ -81,7 +92,7 @@ class Recognition(Evaluator):
             kinds, families = pictures.kinds[whole], pictures.families[whole]
             others = (families[:, None] != families[None, :]).sum(axis=1)
             if not others.all():
-                raise NotMeasured(f"{pictures.folder}: pictures of two families of style at least are needed")
+                raise NeverMeasured(f"{pictures.folder}: pictures of two families of style at least are needed")
             for feature in FEATURES:
                 found = features[feature][whole]
                 at = _at(resolution, features.resolution, feature=feature)
@@ -277,6 +288,10 @@ class Classes(Evaluator):
             "text tower": tower_fingerprint(self.text_tower),
         }
 
+    def check(self) -> None:
+        if isinstance(self.set, HubClasses):
+            self.set.check()
+
     def figures(self, subject: Subject, work: Work) -> Iterator[Figure]:
         test, train = self.set.test, self.set.train
         for resolution in self.resolutions:
@@ -358,7 +373,7 @@ def find_tower(subject: Subject, text_tower: str | None) -> Any:
     config = getattr(subject, "config", {})  # peers have none
     if config.get("model_type") in DUAL and "text_config" in config:
         return TextTower(subject.path, subject.device)
-    raise NotMeasured(
+    raise NeverMeasured(
         f"{subject.name} has no projection to a text encoder's space: it cannot name pictures; --text-tower with the "
         "CLIP or SigLIP model that it was started from would"
     )
@@ -394,7 +409,7 @@ def naming_ways(
         found = {ways[way]: array for way, array in features.embeddings.items()}
         return found, features.failed, features.resolution
     if tower is None:
-        raise NotMeasured(
+        raise NeverMeasured(
             f"{subject.name}'s projection gives vectors of {own}, the class names of the held-out pictures have "
             f"{width}: name the text encoder that it was trained with by --text-tower"
         )
@@ -402,7 +417,7 @@ def naming_ways(
     if tower.image_width != tokens:
         has = f"projects to {own}" if own else "has no projection of its own"
         half = f"projects tokens of {tower.image_width}" if tower.image_width else "has no image half"
-        raise NotMeasured(
+        raise NeverMeasured(
             f"--text-tower {tower.path} has vectors of {width} and {half}; {subject.name} {has} and has tokens of "
             f"{tokens}. What fits is a sentence encoder whose vectors are as wide as the projection, or the CLIP or "
             "SigLIP model that the encoder was started from"
@@ -476,7 +491,7 @@ def _parquet_or_hub(source: str, option: str, layout: str) -> None:
     path = Path(source)
     if path.is_dir() and not any(path.rglob("*.parquet")):
         raise NotMeasured(f"{option} {source}: the folder has neither {layout} nor parquet files")
-    if not path.is_dir() and (path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1):
+    if not path.is_dir() and looks_like_folder(source):
         raise NotMeasured(f"{option} {source}: there is no such folder")
 
 
@@ -504,7 +519,7 @@ def _mean(
 
     asked = ~np.isnan(np.asarray(values, dtype=np.float64))
     if not asked.any():
-        raise NotMeasured(f"{name}: no picture has another of its kind by another hand")
+        raise NeverMeasured(f"{name}: no picture has another of its kind by another hand")
     values, groups = np.asarray(values, dtype=np.float64)[asked], groups[asked]
     counts["items"] -= int((~asked).sum())
     low, high = bootstrap_interval(values, groups, seed=work.seed)

@@ -283,6 +283,10 @@ class HubClasses:
             )
         return images[0], labels[0]
 
+    def check(self) -> None:
+        """That there are columns of images and of labels; ``NotMeasured`` where not."""
+        assert self._columns
+
     @property
     def names(self) -> list[str] | None:
         """The classes' names."""

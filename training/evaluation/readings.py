@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from training.evaluation.cache import Entry, hash_of, key_of
+from training.evaluation.cache import BESIDE, Entry, hash_of, key_of, versions_that_decide
 from training.evaluation.contract import NotMeasured, Subject, TextSample, Work, sorted_batches
+from training.evaluation.report import processor
 from training.evaluation.subjects import ReadText
 
 LARGE = 512 * 512  # pixels; of larger images a quarter of a batch at once, so that the progress bar moves [ours]
@@ -83,6 +84,8 @@ def read_set(
         "markdown": markdown,
         "batch_size": work.batch_size,
         "code": _hash_of_reading_code(),
+        "versions": versions_that_decide(),
+        "processor": processor(subject.device),  # seconds are this machine's
     }
     key = key_of(told)
     try:
@@ -92,10 +95,15 @@ def read_set(
     if key not in kept and work.cache is not None and (entry := work.cache.get(key)) is not None:
         kept[key] = tuple(Reading(**{**item, "remarks": tuple(item["remarks"])}) for item in entry.items)
     if key not in kept:
-        samples = [replace(sample, markdown=markdown) for sample in text_set.samples(limit)]
-        if not samples:
+        found: tuple[Reading, ...] = ()
+        # part by part where the set has parts, so that the images of a large one are not all in memory at once
+        parts = text_set.parts(limit) if hasattr(text_set, "parts") else [text_set.samples(limit)]
+        for part in parts:
+            samples = [replace(sample, markdown=markdown) for sample in part]
+            found += read_samples(subject, samples, work, f"{subject.name} reads {text_set.name}")
+        if not found:
             raise NotMeasured(f"{text_set.name}: there is no item to read")
-        kept[key] = found = read_samples(subject, samples, work, f"{subject.name} reads {text_set.name}")
+        kept[key] = found
         # what a peer could not read today it may read when it is whole again
         if work.cache is not None and not any(item.error for item in found):
             with suppress(OSError):  # a cache that cannot be written costs time, not figures
@@ -172,8 +180,9 @@ def _batches(sizes: Sequence[tuple[int, int]], size: int) -> Iterable[list[int]]
 
 @lru_cache(maxsize=1)
 def _hash_of_reading_code() -> str:
-    """Of what decides a reading; how it is measured does not."""
+    """Of what decides an image, its truth and its reading; how that is measured does not."""
     here = Path(__file__).parent
     models = (here.parent.parent / "modeling_unit").glob("*.py")
     peers = (here / "peers").rglob("*.py")
-    return hash_of([*sorted(models), *sorted(peers), here / "subjects.py", here / "readings.py"])
+    samples = [here / name for name in ("subjects.py", "readings.py", "sets.py", "picture_sets.py", "image.py")]
+    return hash_of([*sorted(models), *sorted(peers), *samples, *(here.parent / name for name in BESIDE)])

@@ -57,25 +57,26 @@ AXES = {  # what a figure may be measured at -> the axis
     "resolution": "side of the input, px",
 }
 LARGEST_FIRST = ("x_height",)  # its columns run from what is easy to what is hard
-# The handful that a reader looks for first: suite, figure, which evaluators (None: the first that has it)
-SUMMARY: tuple[tuple[str, str, tuple[str, ...] | None], ...] = (
-    ("text", "word_f1", ("blocks", "pages")),
-    ("text", "cer", ("blocks",)),
-    ("image", "knn_accuracy", None),
-    ("image", "zero_shot_top1", None),
-    ("image", "probe_accuracy", None),
-    ("image", "segmentation_miou", None),
-    ("scale", "cka", None),
-    ("retention", "cosine", None),
-    ("retention", "cka", None),
-    ("retention", "knn_agreement", None),
-    ("cost", "parameters", None),
-    ("cost", "forward_flops", None),
-    ("cost", "latency", None),
-    ("cost", "latency_ratio", None),
-    ("cost", "peak_memory", None),
-    ("text", "seconds_per_item", ("pages",)),
-    ("cost", "seconds_per_page", None),
+TYPE = {"x_height": (10, 5)}  # px: what print is at 150 dpi, and small type
+# The handful that a reader looks for first: suite, figure, which evaluators (None: the first that has it), and at
+# which places, a row each of those that were measured
+SUMMARY: tuple[tuple[str, str, tuple[str, ...] | None, Mapping[str, tuple]], ...] = (
+    ("text", "word_f1", ("blocks", "pages"), TYPE),
+    ("text", "cer", ("blocks",), TYPE),
+    ("image", "knn_accuracy", None, {}),
+    ("image", "zero_shot_top1", None, {}),
+    ("image", "probe_accuracy", None, {}),
+    ("image", "segmentation_miou", None, {}),
+    ("scale", "cka", None, {"scale": ("x4",)}),
+    ("retention", "cosine", None, {}),
+    ("retention", "cka", None, {}),
+    ("retention", "knn_agreement", None, {}),
+    ("cost", "parameters", None, {}),
+    ("cost", "forward_flops", None, {}),
+    ("cost", "latency", None, {}),
+    ("cost", "latency_ratio", None, {}),
+    ("cost", "peak_memory", None, {}),
+    ("cost", "seconds_per_page", None, {}),
 )
 
 Record = Mapping[str, Any]  # one of "figures"
@@ -385,20 +386,24 @@ def _by_subject(found: dict[tuple[str, str], Any], subjects: Sequence[str]) -> l
 
 def summary(results: Record) -> str:
     """A table of the handful of figures that a reader looks for first, of those that were measured; one column a
-    subject. Of a figure along an axis there is the one over everything or, where there is none, the first place: the
-    largest type, the smallest input."""
+    subject. Of a figure along an axis there are the places that ``SUMMARY`` names; where it names none, or none of
+    them was measured, the figure over everything or else the first place: the largest type, the smallest input."""
     subjects = [each["name"] for each in results["subjects"]]
     lines: list[tuple[str, dict[str, str]]] = []
-    for suite, name, evaluators in SUMMARY:
+    for suite, name, evaluators, places in SUMMARY:
         named = figures_of(results, suite, name)
         for evaluator in evaluators or [row["evaluator"] for row in named[:1]]:
-            rows = [row for row in named if row["evaluator"] == evaluator]
-            if not rows:
-                continue
-            at = _shown_at(rows)
-            told = [at_text(key, value) for key, value in at.items()]
-            heading = ", ".join([_heading(rows[0]), *([] if suite == "cost" else [evaluator]), *told])
-            lines.append((heading, _row_of_summary(rows, at)))
+            every = [row for row in named if row["evaluator"] == evaluator]
+            chosen = [
+                [row for row in every if row.get("at", {}).get(key) == value]
+                for key, values in places.items()
+                for value in values
+            ]
+            for rows in [rows for rows in chosen if rows] or [every] * bool(every):
+                at = _shown_at(rows)
+                told = [at_text(key, value) for key, value in at.items()]
+                heading = ", ".join([_heading(rows[0]), *([] if suite == "cost" else [evaluator]), *told])
+                lines.append((heading, _row_of_summary(rows, at)))
     present = [subject for subject in subjects if any(subject in cells for _, cells in lines)]
     if not lines:
         return "No figures."
@@ -524,13 +529,13 @@ def report_text(results: Record) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
-    """Versions of what decides a figure, Python first. Nothing is imported for it."""
+@lru_cache
+def versions(packages: tuple[str, ...] = ("torch", "transformers")) -> dict[str, str]:
+    """Python's version and those of packages. Nothing is imported for it."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"Python": platform.python_version()}
-    for name in ("torch", "transformers"):
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

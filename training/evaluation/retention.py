@@ -20,7 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluation.contract import ENCODE, Evaluator, Figure, NotMeasured, Options, Subject, Work
+from training.evaluation.contract import (
+    ENCODE,
+    Evaluator,
+    Figure,
+    NeverMeasured,
+    NotMeasured,
+    Options,
+    Subject,
+    Work,
+)
 from training.evaluation.features import CLASS_TOKEN, FEATURES, PATCH_MEAN, picture_features
 from training.evaluation.picture_sets import HeldOutPictures
 from training.evaluation.scale_suite import KNN, SomeKinds, alike, alike_patches, recognised, scales, share
@@ -153,7 +162,7 @@ def named_alike(one: Any, other: Any, feature: str, kinds: np.ndarray, families:
     try:
         names = [knn_names(each[feature][fine], kinds[fine], families[fine], KNN) for each in (one, other)]
     except ValueError as error:
-        raise NotMeasured(f"{int(fine.sum())} pictures are too few: {error}") from error
+        raise NeverMeasured(f"{int(fine.sum())} pictures are too few: {error}") from error
     same[fine] = names[0] == names[1]
     return same
 

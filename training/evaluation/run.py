@@ -39,7 +39,15 @@ from pathlib import Path
 from typing import Any
 
 from training.evaluation import report
-from training.evaluation.cache import Cache, Entry, hash_of_code, json_line, key_of, write_whole
+from training.evaluation.cache import (
+    Cache,
+    Entry,
+    hash_of_code,
+    json_line,
+    key_of,
+    versions_that_decide,
+    write_whole,
+)
 from training.evaluation.contract import (
     DESCRIBE,
     ENCODE,
@@ -47,12 +55,13 @@ from training.evaluation.contract import (
     READ,
     SUITES,
     Evaluator,
+    NeverMeasured,
     NotMeasured,
     Options,
     Subject,
     Work,
 )
-from training.evaluation.subjects import ModelSubject
+from training.evaluation.subjects import ModelSubject, looks_like_folder
 
 # suite -> modules of this package, each with `evaluators(options)`
 MODULES = {
@@ -138,8 +147,11 @@ def evaluate(
     subjects, notes = _subjects(model, teacher, start, stages or {}, options, device)
     evaluators, more = _evaluators(suites, options)
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "errors.log").unlink(missing_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "errors.log").unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out}: nothing can be written there ({error.strerror or error})") from error
     run = _Run(out, subjects, notes + more, seed, batch_size, device, progress)
     run.head = {
         "format": report.FORMAT,
@@ -218,8 +230,12 @@ class _Run:
             except Exception as error:
                 self.went_wrong(evaluator, None, error)
         for one in found:
-            one.entry = cache.get(one.key) if cache is not None else None
+            known = cache.get(one.key) if cache is not None else None
+            one.entry = known.called(one.subject.name) if known is not None else None
             one.cached = one.entry is not None
+            if one.cached and not one.entry.figures:  # why there is nothing is said again
+                for text in one.entry.notes:
+                    print(report.note_line(_where(one) | {"text": _line(text)}), file=sys.stderr)
         self.measures = found
 
     def _measured_by(self, evaluator: Evaluator, subjects: Sequence[Subject]) -> list[Subject]:
@@ -240,15 +256,17 @@ class _Run:
 
     def _told(self, evaluator: Evaluator, fingerprint: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
         """All that decides the figures: what the cache knows them by."""
-        against = self.roles[evaluator.against] if evaluator.against is not None else None
+        against = self.roles.get(evaluator.against or evaluator.beside or "")
+        # figures over another name it, as notes do
+        compared = None if against is None else [self.hashes.get(id(against)), against.name]
         return {
             "subject": self.hashes[id(subject)],
-            "against": self.hashes.get(id(against)),
+            "against": compared,
             "suite": evaluator.suite,
             "evaluator": evaluator.name,
             "fingerprint": dict(fingerprint),
             "code": hash_of_code(),
-            "versions": self.head["versions"],
+            "versions": versions_that_decide(),
             "processor": report.processor(self.device),  # seconds are this machine's
             "device": self.device,
             "batch_size": self.batch_size,
@@ -262,12 +280,14 @@ class _Run:
         todo = sorted((one for one in self.measures if not one.cached), key=lambda one: one.place[::-1])
         if todo:
             _check_device(self.device)
+            self._check_subjects(todo)
+            todo = self._checked(todo)
         self.write(began)
         try:
             for number, one in enumerate(todo):
                 alike = [each for each in todo[:number] if each.key == one.key and each.whole]
                 if alike:  # the same weights by another name: a teacher that is the start, too
-                    one.entry, one.cached = alike[0].entry, True
+                    one.entry, one.cached = alike[0].entry.called(one.subject.name), True
                     continue
                 if self.progress:
                     known = len(self.measures) - len(todo)
@@ -280,15 +300,43 @@ class _Run:
             for subject in self.subjects:
                 subject.release()
 
+    def _check_subjects(self, todo: Sequence[_Measure]) -> None:
+        """That all who are to be measured, or measured against, can be loaded, as far as their files tell.
+
+        Raises:
+            ValueError: one cannot; one line.
+        """
+        wanted = {id(one.subject) for one in todo}
+        for one in todo:
+            wanted.add(id(self.roles.get(one.evaluator.against or "")))
+        for subject in self.subjects:
+            if id(subject) in wanted and isinstance(subject, ModelSubject):
+                subject.check()
+
+    def _checked(self, todo: Sequence[_Measure]) -> list[_Measure]:
+        """Those whose evaluator has what it needs; what the others lack is said before anything is measured."""
+        lacking: set[int] = set()
+        for evaluator in {id(one.evaluator): one.evaluator for one in todo}.values():
+            try:
+                evaluator.check()
+            except Exception as error:
+                lacking.add(id(evaluator))
+                self.went_wrong(evaluator, None, error)
+        self.measures = [one for one in self.measures if one.cached or id(one.evaluator) not in lacking]
+        return [one for one in todo if id(one.evaluator) not in lacking]
+
     def _one(self, one: _Measure, cache: Cache) -> None:
         work = Work(self.batch_size, self.progress, self.seed, self.roles, cache=self.known)
-        entry = one.entry = Entry([], work.items, work.notes)
+        entry = one.entry = Entry([], work.items, work.notes, subject=one.subject.name)
         start = time.perf_counter()
         try:
             for figure in one.evaluator.figures(one.subject, work):
                 if not math.isfinite(figure.value):
                     raise ValueError(f"{figure.name} came out as {figure.value}")
                 entry.figures.append(figure)
+        except NeverMeasured as error:
+            entry.notes.append(str(error))
+            print(report.note_line(_where(one) | {"text": _line(str(error))}), file=sys.stderr)
         except Exception as error:
             self.went_wrong(one.evaluator, one.subject, error)
             return
@@ -342,9 +390,11 @@ class _Run:
         done = sorted((one for one in self.measures if one.entry is not None), key=lambda one: one.place)
         figures, measured, notes = [], [], list(self.notes)
         for one in done:
-            where = {"suite": one.evaluator.suite, "evaluator": one.evaluator.name, "subject": one.subject.name}
+            where = _where(one)
             set_id = {"dataset_id": one.evaluator.dataset_id} if one.evaluator.dataset_id else {}
-            figures += [figure.to_dict() | where | set_id for figure in one.entry.figures]
+            for figure in one.entry.figures:
+                owner = {"subject": self.roles[figure.of].name} if figure.of in self.roles else {}
+                figures.append(figure.to_dict() | where | set_id | owner)
             notes += [where | {"text": _line(text)} for text in one.entry.notes]
             items = self._write_items(one)
             measured.append(where | {"seconds": one.entry.seconds, "cached": one.cached, "items": items})
@@ -384,6 +434,10 @@ class _Run:
         return path.as_posix()
 
 
+def _where(one: _Measure) -> dict[str, str]:
+    return {"suite": one.evaluator.suite, "evaluator": one.evaluator.name, "subject": one.subject.name}
+
+
 def _line(text: str) -> str:
     """One line, without anybody's home folder."""
     return report.shown(" ".join(text.split()))
@@ -416,10 +470,21 @@ def _check(suites: Sequence[str], options: Options, batch_size: int) -> None:
         raise ValueError(f"batch size must be at least 1, got {batch_size}")
     if options.resolutions is not None and (not options.resolutions or min(options.resolutions) < 1):
         raise ValueError("resolutions are sides in pixels, each at least 1")
-    for name in ("blocks", "pages", "pictures"):
+    for name in ("blocks", "pages", "pictures", "chunks"):
         folder = getattr(options, name)
         if folder is not None and not Path(folder).is_dir():
             raise ValueError(f"--{name} {folder}: no such folder")
+    for name in ("imagenet", "segmentation", "text_tower"):
+        source = getattr(options, name)
+        if source is not None and looks_like_folder(source) and not Path(source).is_dir():
+            raise ValueError(f"--{name.replace('_', '-')} {source}: no such folder")
+    tower = options.text_tower
+    if tower is not None and Path(tower).is_dir() and not (Path(tower) / "config.json").is_file():
+        raise ValueError(f"--text-tower {tower}: no text encoder there: it has no config.json")
+    for entry in options.sets:
+        folder = entry.partition("=")[2]
+        if folder and not Path(folder).expanduser().is_dir():
+            raise ValueError(f"--sets {entry}: no such folder")
 
 
 def _check_device(device: str) -> None:
@@ -518,6 +583,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--blocks", type=Path, help="folder of held-out blocks (default: as `unit data` builds them)")
     add("--pages", type=Path, help="folder of held-out pages (default: likewise)")
     add("--pictures", type=Path, help="folder of held-out pictures (default: likewise)")
+    add("--chunks", type=Path, help="folder of held-out chunks of a few lines (default: likewise)")
     add(
         "--sets",
         default="",
@@ -592,6 +658,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         text_tower=arguments.text_tower,
         peers=tuple(_listed(arguments.peers)),
         resolutions=resolutions,
+        chunks=arguments.chunks,
     )
 
 

@@ -31,6 +31,7 @@ from training.evaluation.contract import (
     At,
     Evaluator,
     Figure,
+    NeverMeasured,
     NotMeasured,
     Options,
     Subject,
@@ -211,7 +212,7 @@ class HeldOutDocuments:
             samples = [one for one in self._samples(place) if least < patches_of(one, processor) <= most]
             chosen += spread(samples, limit - len(chosen))
         if not chosen:
-            raise NotMeasured(
+            raise NeverMeasured(
                 f"no held-out document takes more than {least} and at most {most} patches of {processor.patch_size} px"
             )
         return chosen
@@ -248,7 +249,7 @@ def _processor(subject: Subject) -> Any:
     """
     processor = subject.encoder().processor
     if not hasattr(processor, "document_area"):
-        raise NotMeasured(f"{subject.name} has a {type(processor).__name__}, which makes one size only")
+        raise NeverMeasured(f"{subject.name} has a {type(processor).__name__}, which makes one size only")
     return processor
 
 
@@ -263,7 +264,7 @@ def scales(subject: Subject) -> tuple[int, int]:
     processor, encoder = _processor(subject), subject.encoder()
     x4 = whole_patches(encoder, x4_side(processor))
     if x4 > processor.max_side:
-        raise NotMeasured(f"{subject.name} takes at most {processor.max_side} px a side, and x4 is {x4} px")
+        raise NeverMeasured(f"{subject.name} takes at most {processor.max_side} px a side, and x4 is {x4} px")
     return encoder.resolution, x4
 
 
@@ -361,7 +362,7 @@ def recognised(
             if feature == CLASS_TOKEN:
                 yield "probe_accuracy", whole(probe_correct(found[feature][fine], kinds, families)), at
         except ValueError as error:
-            raise NotMeasured(f"{len(pictures)} pictures are too few: {error}") from error
+            raise NeverMeasured(f"{len(pictures)} pictures are too few: {error}") from error
     try:
         tower = find_tower(subject, text_tower)
         names = class_vectors(tower.embed, pictures.names, PROMPTS) if tower else pictures.class_embeddings
@@ -379,12 +380,25 @@ def _failed(subject: Subject, pictures: Any, side: int, work: Work) -> int:
     return int(picture_features(subject, pictures, side, work).failed.sum())
 
 
-def share(name: str, values: np.ndarray, groups: Sequence, at: At, seed: int, failed: int = 0, **more: Any) -> Figure:
-    """Mean of values, with an interval bootstrapped over groups."""
+def share(
+    name: str,
+    values: np.ndarray,
+    groups: Sequence,
+    at: At,
+    seed: int,
+    failed: int = 0,
+    items: int | None = None,
+) -> Figure:
+    """Mean of values, with an interval bootstrapped over groups.
+
+    Args:
+        items: how many there are, where those that failed are not among the values.
+    """
     from training.evaluation.image import bootstrap_interval
 
     interval = bootstrap_interval(values, groups, seed=seed)
-    return Figure(name, float(np.mean(values)), *interval, items=len(values), failed=failed, at=dict(at), **more)
+    items = len(values) if items is None else items
+    return Figure(name, float(np.mean(values)), *interval, items=items, failed=failed, at=dict(at))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -528,18 +542,19 @@ def alike(
     """
     from training.evaluation.similarity import NEIGHBOURS, cka_interval, cosines, mutual_neighbours
 
+    items = len(one) + failed
     try:
         for debiased in (False, True):
             found = cka_interval(one, other, groups, debiased)
             name = "cka_debiased" if debiased else "cka"
-            yield Figure(name, found.value, found.low, found.high, len(one) + failed, failed, at=dict(at))
+            yield Figure(name, found.value, found.low, found.high, items, failed, at=dict(at))
         if len(one) > NEIGHBOURS:
             shares = mutual_neighbours(one, other)
-            yield share("mutual_neighbours", shares, groups, at, seed, failed)
+            yield share("mutual_neighbours", shares, groups, at, seed, failed, items)
     except ValueError as error:
-        raise NotMeasured(f"{len(one)} items: {error}") from error
+        raise NeverMeasured(f"{len(one)} items: {error}") from error
     if one.shape == other.shape:
-        yield share("cosine", cosines(one, other), groups, at, seed, failed)
+        yield share("cosine", cosines(one, other), groups, at, seed, failed, items)
 
 
 def alike_patches(
@@ -591,7 +606,7 @@ class AlikePictures(_OnPictures):
             other = picture_features(subject, self._pictures, side, work)
             fine = ~(base.failed | other.failed)
             for feature in FEATURES:
-                at = {"resolution": side, "feature": feature}
+                at = {"resolution": side, "feature": feature} | ({"scale": "x4"} if side == x4 else {})
                 yield from alike(
                     base[feature][fine], other[feature][fine], kinds[fine], at, work.seed, int((~fine).sum())
                 )
@@ -604,7 +619,7 @@ class AlikePictures(_OnPictures):
             small.patches[fine].reshape(-1, width),
             large.patches[fine].reshape(-1, width),
             owners,
-            {"resolution": x4, "feature": "patches"},
+            {"resolution": x4, "feature": "patches", "scale": "x4"},
             work.seed,
             len(fine),
             int((~fine).sum()),
@@ -633,7 +648,7 @@ class AlikeDocuments(Evaluator):
 
         samples = document_sets(subject, self._documents, self._limit).get("long")
         if samples is None:
-            raise NotMeasured(f"{subject.name}: no held-out document is larger than x1 and fits x4")
+            raise NeverMeasured(f"{subject.name}: no held-out document is larger than x1 and fits x4")
         x1, x4 = scales(subject)
         images = [sample.image for sample in samples]
         small, large = (document_tokens(subject, images, side, work) for side in (x1, x4))
@@ -790,7 +805,7 @@ class StageGain(_OnPictures):
             raise NotMeasured("no earlier stage to compare with; name one with --stages NAME=MODEL")
         sides = dict(zip(("x1", "x4"), scales(subject), strict=True))
         if scales(before) != scales(subject):
-            raise NotMeasured(f"{before.name} has other scales than {subject.name}")
+            raise NeverMeasured(f"{before.name} has other scales than {subject.name}")
         if READ in subject.can and READ in before.can:
             try:
                 yield from self._read(subject, before, sides, work)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from training.evaluation.cache import hash_of
-from training.evaluation.contract import Figure, NotMeasured, Subject, Work
+from training.evaluation.contract import Figure, NeverMeasured, NotMeasured, Subject, Work
 from training.evaluation.features import as_array, encoded, precision, whole_patches
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class MadeScenes:
         groups = {kind: GROUND + 1 + place for place, kinds in enumerate(GROUPS.values()) for kind in kinds}
         half = group_folds(self.pictures.families, 2)
         if not len(half) or half.max() == 0:
-            raise NotMeasured("the made scenes need held-out pictures of two families of style at least")
+            raise NeverMeasured("the made scenes need held-out pictures of two families of style at least")
         halves = []
         for number in (0, 1):
             found: dict[int, list[int]] = {}
@@ -127,7 +127,7 @@ class MadeScenes:
                 if row["concept"] in groups and row["image"]["bytes"][:4] == b"\x89PNG":  # cut-outs are stored as PNG
                     found.setdefault(groups[row["concept"]], []).append(int(index))
             if len(found) < 2:
-                raise NotMeasured("the made scenes need cut-outs of two groups of kinds at least, in either half")
+                raise NeverMeasured("the made scenes need cut-outs of two groups of kinds at least, in either half")
             load = functools.partial(self._scene, found, number)
             halves.append(Scenes(self.name, f"{self.fingerprint} {number}", self.count, load, 128))
         return [(halves[0], halves[1]), (halves[1], halves[0])]
@@ -401,7 +401,7 @@ def segmentation_figures(subject: Subject, scenes: Any, resolution: int | None, 
             raise NotMeasured(f"{subject.name} fails at all {len(train)} pictures of {scenes.name}: {reason}")
         classes = int(np.flatnonzero(sum(part.sum(axis=0) for part in shares)).max(initial=0))
         if not classes:
-            raise NotMeasured(f"{scenes.name}: no labels: every mask to fit on holds 0 and 255 only")
+            raise NeverMeasured(f"{scenes.name}: no labels: every mask to fit on holds 0 and 255 only")
         x, y = np.concatenate(features), np.concatenate(shares)[:, 1 : classes + 1]
         held = np.concatenate(owner) % 5 == 4  # a fifth of the pictures, for the penalty
 
@@ -420,7 +420,7 @@ def segmentation_figures(subject: Subject, scenes: Any, resolution: int | None, 
                 labels = upsampled_labels(probe.logits(found), grid, grid, len(mask))
             matrices.append(confusion(mask, labels, classes))
     if not matrices or not sum(matrix.sum() for matrix in matrices):
-        raise NotMeasured(f"{scenes.name}: no labels: no mask to be scored has a label that was fitted on")
+        raise NeverMeasured(f"{scenes.name}: no labels: no mask to be scored has a label that was fitted on")
     if failed:
         work.notes.append(f"{subject.name} failed on {failed} pictures of {scenes.name} ({reason}); they are wrong.")
     if unlabelled:

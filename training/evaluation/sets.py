@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ DEFAULT_SETS = {
 NAMED_SETS = {name: (f"evaluation-{name}",) for name in ("funsd", "sroie", "cord")}
 _PAGE_OF = re.compile(r"(?i)(.+\.(?:pdf|md|markdown|tiff?))#")
 BUILD_MARKDOWN = "unit data make-markdown --split validation"
+PART = 1 << 27  # pixels of images that are in memory at once, 400 MB; the default suite's sets are one part [ours]
 
 
 @dataclass(frozen=True)
@@ -118,18 +119,34 @@ class TextSet:
             ValueError: ``limit`` is below 1.
             NotMeasured: the set is not there or has no row to read.
         """
+        return [sample for part in self.parts(limit) for sample in part]
+
+    def parts(self, limit: int | None = None, pixels: int = PART) -> Iterator[list[TextSample]]:
+        """The same samples, so many at a time that their images have some ``pixels`` together: a decoded page is many
+        times its file."""
+        part: list[TextSample] = []
+        held = 0
+        for index, row in self._rows(limit):
+            part.append(sample := _sample(index, row, self.markdown, self.layout))
+            held += sample.image.width * sample.image.height if sample.image is not None else 0
+            if held >= pixels:
+                yield part
+                part, held = [], 0
+        if part:
+            yield part
+
+    def _rows(self, limit: int | None) -> Iterable[tuple[int, dict[str, Any]]]:
+        """Index and row of each item."""
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}")
         if self._as_published():
-            rows = enumerate(self._published_rows(limit))
-            return [_sample(index, row, self.markdown, self.layout) for index, row in rows]
+            return enumerate(self._published_rows(limit))
         rows = self._places()
         heights = self.heights
         groups: dict[float, list[int]] = {}
         for index, place in enumerate(rows):
             groups.setdefault(place.x_height if heights else 0.0, []).append(index)
-        wanted = sorted(index for group in groups.values() for index in spread(group, limit))
-        return [_sample(index, row, self.markdown, self.layout) for index, row in _read(rows, wanted)]
+        return _read(rows, sorted(index for group in groups.values() for index in spread(group, limit)))
 
     def _as_published(self) -> bool:
         """Whether the folder is in a layout of ``training.data.labelled`` rather than in our schema."""

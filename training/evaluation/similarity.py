@@ -68,12 +68,16 @@ class _Moments:
         return _Moments(*(getattr(self, field.name) - getattr(other, field.name) for field in fields(self)))
 
     def cka(self) -> float:
+        if self.n < 2:
+            raise ValueError("CKA needs two items at least beside each group")
         x_xx = self.xx - np.outer(self.x, self.x) / self.n
         y_yy = self.yy - np.outer(self.y, self.y) / self.n
         x_y = self.xy - np.outer(self.x, self.y) / self.n
         return _ratio((x_y**2).sum(), (x_xx**2).sum(), (y_yy**2).sum())
 
     def debiased_cka(self) -> float:
+        if self.n < 4:
+            raise ValueError("debiased CKA needs four items at least beside each group")
         one = (self.x, self.x_by_xx, np.trace(self.xx))
         other = (self.y, self.y_by_yy, np.trace(self.yy))
         hsic_xy = _hsic(self.n, self.xy, self.xx_yy, one, other, self.x_by_yy, self.y_by_xx)

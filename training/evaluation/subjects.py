@@ -72,6 +72,24 @@ class ModelSubject:
 
     makes_remarks = True  # of its readings, see ReadText
 
+    def check(self) -> None:
+        """That its files are there and of a kind that is known; no weight is loaded.
+
+        Raises:
+            ValueError: no weights, or an architecture that neither UNIT nor transformers has; one line.
+        """
+        if not any(self.folder.glob("*.safetensors")):
+            raise ValueError(f"{self.path}: no weights there: no *.safetensors beside config.json")
+        if not self.full:
+            from modeling_unit.vision_sources_unit import find_vision_source
+
+            try:
+                read_config(str(self.folder))
+                find_vision_source(str(self.folder))
+            except (OSError, ValueError) as error:
+                line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise ValueError(f"{self.path}: no encoder of pictures there ({line})") from error
+
     def hash(self) -> str:
         """Over names and contents of the files that decide what the model answers."""
         files = sorted({file for pattern in DECIDING for file in self.folder.glob(pattern)})
@@ -153,16 +171,22 @@ def _hush() -> None:
     transformers.logging.set_verbosity_error()
 
 
+def looks_like_folder(path: str) -> bool:
+    """Whether it cannot be an id on the Hub, which is a name or an owner and a name."""
+    return Path(path).is_absolute() or path.startswith((".", "~")) or path.rstrip("/").count("/") > 1
+
+
 def _local(path: str) -> Path:
     """The folder of a model: itself, or a copy of a Hub repository."""
     if Path(path).is_dir():
         return Path(path)
+    if looks_like_folder(path):
+        raise ValueError(f"{path}: no model there: no such folder")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(snapshot_download(path, allow_patterns=[*DECIDING, "*.jinja"]))
-    except (OSError, ValueError, HFValidationError) as error:
+    except Exception as error:  # the client of the network decides which, and it is not always an OSError
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: no model there, neither a folder nor a repository on the Hub ({line})") from error
 

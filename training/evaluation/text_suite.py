@@ -11,11 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from training.evaluation.cache import hash_of
-from training.evaluation.contract import READ, Evaluator, Figure, NotMeasured, Options, Subject, Value, Work
+from training.evaluation.contract import READ, Evaluator, Figure, NeverMeasured, Options, Subject, Value, Work
 from training.evaluation.readings import Reading, read_set
 from training.evaluation.sets import TextSet, default_sets
 
@@ -53,8 +51,7 @@ class TextEvaluator(Evaluator):
         return self.text_set.hub_id
 
     def fingerprint(self) -> Mapping[str, Any]:
-        found = {"set": dict(self.text_set.fingerprint()), "limit": self.limit, "heights": list(self.text_set.heights)}
-        return found | ({"dialect": hash_of_dialect()} if self.text_set.markdown else {})
+        return {"set": dict(self.text_set.fingerprint()), "limit": self.limit, "heights": list(self.text_set.heights)}
 
     def figures(self, subject: Subject, work: Work) -> Iterator[Figure]:
         ways: dict[str, bool] = {"": False}
@@ -67,7 +64,7 @@ class TextEvaluator(Evaluator):
         for way, markdown in ways.items():
             readings = read_set(subject, self.text_set, self.limit, work, markdown=markdown)
             if not any(reading.truth.strip() for reading in readings):
-                raise NotMeasured(f"{self.name}: none of its {len(readings)} items says what stands on it")
+                raise NeverMeasured(f"{self.name}: none of its {len(readings)} items says what stands on it")
             measure = _Markdown(readings, way) if self.text_set.markdown else _Plain(readings)
             yield from _by_x_height(measure, self.text_set.heights, work)
             work.items += measure.items()
@@ -89,15 +86,18 @@ class _Plain:
         self.orders = [count_order(each.prediction, each.truth) for each in readings]
 
     def figures(self, chosen: Sequence[int], at: Mapping[str, Value], seed: int) -> Iterator[Figure]:
-        from training.evaluation.text import summarise
+        import numpy as np
+
+        from training.evaluation.text import pooled, summarise
 
         readings = [self.readings[place] for place in chosen]
         groups, failed = [each.group for each in readings], sum(bool(each.error) for each in readings)
         at = {**self.at, **at}
         for counts in (self.counts, self.orders):
             yield from summarise([counts[place] for place in chosen], seed, groups=groups, failed=failed, at=at)
-        seconds = sum(each.seconds for each in readings) / len(readings)
-        yield Figure("seconds_per_item", seconds, items=len(readings), failed=failed, unit="s", at=at, better="lower")
+        seconds = np.array([[each.seconds] for each in readings])
+        mean, low, high = pooled(seconds, lambda sums: sums[:, 1:2] / sums[:, :1], groups, seed)[:, 0].tolist()
+        yield Figure("seconds_per_item", mean, low, high, len(readings), failed, "s", at, "lower")
 
     def items(self) -> list[dict[str, Any]]:
         return [self.item(place) for place in range(len(self.readings))]
@@ -176,13 +176,6 @@ def _remark(readings: Sequence[Reading], who: str, work: Work) -> None:
     if failed:
         number = f"{len(failed)} of {len(readings)} images"
         work.notes.append(f"{who} failed on {number}; they count as read empty. The first: {failed[0]}")
-
-
-def hash_of_dialect() -> str:
-    """Of the code that decides how Markdown is read and written; the cache's own hash of code leaves it out."""
-    import training.data
-
-    return hash_of(Path(training.data.__file__).parent / "markdown.py")
 
 
 def limit_of(name: str, options: Options) -> int:

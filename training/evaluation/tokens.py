@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.evaluation.contract import NotMeasured, Subject, Work, sorted_batches
+from training.evaluation.contract import NeverMeasured, NotMeasured, Subject, Work, sorted_batches
 from training.evaluation.features import as_array, encoded, precision
 from training.evaluation.similarity import pool_grid
 
@@ -63,7 +63,7 @@ def picture_tokens(subject: Subject, pictures: Any, side: int, grid: tuple[int, 
     encoder = subject.encoder()
     own = side // encoder.patch_size
     if own < max(grid):
-        raise NotMeasured(f"{subject.name} has {own} x {own} patches at {side} px, fewer than {grid[0]} x {grid[1]}")
+        raise NeverMeasured(f"{subject.name} has {own} x {own} patches at {side} px, fewer than {grid[0]} x {grid[1]}")
 
     def encode(images: list[Image.Image]) -> list[tuple[np.ndarray, np.ndarray]]:
         with precision(subject):
