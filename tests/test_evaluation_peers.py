@@ -315,7 +315,7 @@ def test_tesseract_gets_small_type_enlarged_and_pages_are_segmented(tmp_path, mo
     fake_tesseract(tmp_path, monkeypatch, f'cat > "{tmp_path}/seen.ppm"; echo "$@"; printf "some text\\n\\f"')
     (plain, enlarged), notes = peers.subjects(["tesseract"])
     released += [plain, enlarged]
-    assert (plain.name, enlarged.name, notes) == ("tesseract", "tesseract, 20 px", [])
+    assert (plain.name, enlarged.name, notes) == ("tesseract", "tesseract, upscaled", [])
 
     def seen(subject, image):
         (text,) = subject.read([image])
@@ -329,7 +329,7 @@ def test_tesseract_gets_small_type_enlarged_and_pages_are_segmented(tmp_path, mo
     assert seen(enlarged, sample(size=(30, 10)))[0] == (30, 10)  # of unknown x-height
     assert "--psm 3" in seen(plain, sample(layout="page"))[1]
     assert plain.version == "tesseract 9.9"
-    assert plain.hash() != enlarged.hash() == tesseract.Tesseract(20.0).hash()
+    assert plain.hash() != enlarged.hash() == tesseract.Tesseract(tesseract.UPSCALE_TO).hash()
 
 
 def test_tesseract_that_fails_or_hangs_says_so_and_the_rest_goes_on(tmp_path, monkeypatch, released):

@@ -39,8 +39,10 @@ class Tesseract(WorkerSubject):
         NotMeasured: there is no tesseract, neither on the PATH nor installed by `unit peers install`.
     """
 
+    resampling = "BICUBIC"  # of PIL
+
     def __init__(self, upscale_to: float | None = None, timeout: float = READ_TIMEOUT):
-        name = "tesseract" if upscale_to is None else f"tesseract, {upscale_to:.0f} px"
+        name = "tesseract" if upscale_to is None else "tesseract, upscaled"
         super().__init__(name, "tesseract", "cpu", timeout)
         self.upscale_to = upscale_to
         self.program, self.variables = find_program()
@@ -55,6 +57,7 @@ class Tesseract(WorkerSubject):
             "version": done.splitlines()[:1],
             "model": hash_of_file(model) if model is not None and model.is_file() else "",
             "upscale_to": self.upscale_to,
+            "resampling": self.resampling,
             "segmentation": "block 6, page 3",
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -72,7 +75,7 @@ class Tesseract(WorkerSubject):
 
             factor = self.upscale_to / sample.x_height
             size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-            image = image.convert("L").resize(size, Image.Resampling.BICUBIC)
+            image = image.convert("L").resize(size, Image.Resampling[self.resampling])
         return image
 
 
