@@ -1,7 +1,12 @@
+import json
 import os
 import shutil
+import signal
 import stat
+import struct
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -12,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from training.evaluation import peers
 from training.evaluation.contract import READ, NotMeasured, Options, TextSample
 from training.evaluation.peers import environment, hub, tesseract
-from training.evaluation.peers.worker import WORKERS, WorkerSubject
+from training.evaluation.peers.worker import WORKERS, Worker, WorkerSubject
 from training.evaluation.sets import default_sets
 
 ENGINE = f"""
@@ -118,6 +123,21 @@ def test_a_process_that_hangs_is_killed_and_the_rest_goes_on(tmp_path):
     subject.release()
     assert failed.error.startswith("the reader's process gave no answer within")
     assert after.text
+
+
+def test_a_process_that_reads_nothing_does_not_hold_up_an_interruption(tmp_path):
+    ready = json.dumps({"ready": True}).encode()
+    said = struct.pack(">I", len(ready)) + ready
+    script = f"import os, time; os.write(1, {said!r}); time.sleep(60)"
+    worker = Worker([sys.executable, "-I", "-S", "-c", script], timeout=40.0)
+    # a little more than a pipe holds: the end of it still waits to be written when the process is closed
+    image = Image.new("RGB", (152, 152), "white")
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        worker.read(image, sample())
+    assert time.monotonic() - begin < 20.0
+    assert worker._process.returncode == -signal.SIGKILL
 
 
 def test_garbage_is_no_reading(engine):
