@@ -344,7 +344,7 @@ def test_tesseract_gets_small_type_enlarged_and_pages_are_segmented(tmp_path, mo
 
     small = sample(size=(30, 10), x_height=8.0)
     assert seen(plain, small) == ((30, 10), "stdin stdout -l eng --psm 6\nsome text")
-    assert seen(enlarged, small)[0] == (75, 25)  # 20 / 8 = 2.5 times
+    assert seen(enlarged, small)[0] == (45, 15)  # 12 / 8 = 1.5 times
     assert seen(enlarged, sample(size=(30, 10), x_height=25.0))[0] == (30, 10)
     assert seen(enlarged, sample(size=(30, 10)))[0] == (30, 10)  # of unknown x-height
     assert "--psm 3" in seen(plain, sample(layout="page"))[1]

@@ -185,7 +185,8 @@ def build_at_heights(
                 report.pages_used += result.pages_used
                 report.page_seconds += result.seconds
                 own = [item for item in result.items if not shared(item[0]["text"])]
-                report.refusals["item: has a line of a training text"] += len(result.items) - len(own)
+                if len(own) < len(result.items):
+                    report.refusals["item: has a line of a training text"] += len(result.items) - len(own)
                 fresh = [item for item in own if _is_new(item[0]["text"], seen)]
                 report.refusals["item: repeats another"] += len(own) - len(fresh)
                 if fresh:

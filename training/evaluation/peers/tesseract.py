@@ -16,11 +16,9 @@ from training.evaluation.contract import NotMeasured, TextSample
 from training.evaluation.peers import environment
 from training.evaluation.peers.worker import READ_TIMEOUT, WorkerSubject, script, threads
 
-# x-height in pixels: about 10 pt type at 300 dpi, what tesseract's models were trained on, and what other tables of
-# these peers have. On four pages of the training package texlive-science-doc less does a little better [measured]:
-# word F1 of type of 5 px / 4 px is .947 / .746 enlarged to 12 px, .948 / .751 to 14, .938 / .707 to 20, .940 / .694
-# to 26.
-UPSCALE_TO = 20.0
+# x-height in pixels, chosen on pages of a package that is trained on [measured]: of 10 to 20 the best at every size,
+# if by little (benchmarks/tesseract-upscale_amd-epyc_2026-11-23.md).
+UPSCALE_TO = 12.0
 HOW_TO_INSTALL = "`unit peers install tesseract`, or Debian's apt-get install tesseract-ocr"
 
 
