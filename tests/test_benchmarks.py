@@ -234,3 +234,10 @@ def test_every_benchmark_can_be_imported(path):
             raise
         pytest.skip(f"{error.name} is not installed")
     assert module.__doc__ or path.stem == "__init__"
+
+
+def test_what_tesseract_is_enlarged_to_is_not_chosen_on_held_out_pages():
+    from benchmarks.tesseract_upscale import pages
+
+    with pytest.raises(ValueError, match="texlive-metapost-doc"):
+        next(pages(["texlive-science-doc", "texlive-metapost-doc"], [5.0], 0))

@@ -1,7 +1,12 @@
+import json
 import os
 import shutil
+import signal
 import stat
+import struct
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -12,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from training.evaluation import peers
 from training.evaluation.contract import READ, NotMeasured, Options, TextSample
 from training.evaluation.peers import environment, hub, tesseract
-from training.evaluation.peers.worker import WORKERS, WorkerSubject
+from training.evaluation.peers.worker import WORKERS, Worker, WorkerSubject
 from training.evaluation.sets import default_sets
 
 ENGINE = f"""
@@ -118,6 +123,21 @@ def test_a_process_that_hangs_is_killed_and_the_rest_goes_on(tmp_path):
     subject.release()
     assert failed.error.startswith("the reader's process gave no answer within")
     assert after.text
+
+
+def test_a_process_that_reads_nothing_does_not_hold_up_an_interruption(tmp_path):
+    ready = json.dumps({"ready": True}).encode()
+    said = struct.pack(">I", len(ready)) + ready
+    script = f"import os, time; os.write(1, {said!r}); time.sleep(60)"
+    worker = Worker([sys.executable, "-I", "-S", "-c", script], timeout=40.0)
+    # a little more than a pipe holds: the end of it still waits to be written when the process is closed
+    image = Image.new("RGB", (152, 152), "white")
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        worker.read(image, sample())
+    assert time.monotonic() - begin < 20.0
+    assert worker._process.returncode == -signal.SIGKILL
 
 
 def test_garbage_is_no_reading(engine):
@@ -315,7 +335,7 @@ def test_tesseract_gets_small_type_enlarged_and_pages_are_segmented(tmp_path, mo
     fake_tesseract(tmp_path, monkeypatch, f'cat > "{tmp_path}/seen.ppm"; echo "$@"; printf "some text\\n\\f"')
     (plain, enlarged), notes = peers.subjects(["tesseract"])
     released += [plain, enlarged]
-    assert (plain.name, enlarged.name, notes) == ("tesseract", "tesseract, 20 px", [])
+    assert (plain.name, enlarged.name, notes) == ("tesseract", "tesseract, upscaled", [])
 
     def seen(subject, image):
         (text,) = subject.read([image])
@@ -324,12 +344,12 @@ def test_tesseract_gets_small_type_enlarged_and_pages_are_segmented(tmp_path, mo
 
     small = sample(size=(30, 10), x_height=8.0)
     assert seen(plain, small) == ((30, 10), "stdin stdout -l eng --psm 6\nsome text")
-    assert seen(enlarged, small)[0] == (75, 25)  # 20 / 8 = 2.5 times
+    assert seen(enlarged, small)[0] == (45, 15)  # 12 / 8 = 1.5 times
     assert seen(enlarged, sample(size=(30, 10), x_height=25.0))[0] == (30, 10)
     assert seen(enlarged, sample(size=(30, 10)))[0] == (30, 10)  # of unknown x-height
     assert "--psm 3" in seen(plain, sample(layout="page"))[1]
     assert plain.version == "tesseract 9.9"
-    assert plain.hash() != enlarged.hash() == tesseract.Tesseract(20.0).hash()
+    assert plain.hash() != enlarged.hash() == tesseract.Tesseract(tesseract.UPSCALE_TO).hash()
 
 
 def test_tesseract_that_fails_or_hangs_says_so_and_the_rest_goes_on(tmp_path, monkeypatch, released):

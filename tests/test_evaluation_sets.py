@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from tests.pdf_files import Page, prose, write_pdf
-from training.data import labelled, scans, sources
+from training.data import heldout, labelled, scans, sources
 from training.data.evaluation_sets import build_blocks, build_pages, foreign_ink
 from training.data.refusals import Refusals
 from training.data.schema import make_row, read_columns, validate_row, write_shards
@@ -89,6 +89,19 @@ def test_every_document_gives_its_first_before_one_gives_its_second_and_copies_g
     assert sorted(found[:2]) == sorted(found[2:]) == sorted({found[0], "b.pdf"})
     assert found[0] in ("a.pdf", "b.pdf", "c.pdf")
     assert report.refusals["item: repeats another"] >= 1
+
+
+@pytest.mark.parametrize("build", [build_blocks, build_pages])
+def test_nothing_with_a_commonplace_of_training_texts_is_built(build, package, tmp_path, monkeypatch):
+    build(tmp_path / "all", 9, packages=[PACKAGE], heights=(10,), progress=False)
+    texts = [row["text"] for row in rows_of(tmp_path / "all")]
+    commonplace = texts[0].split("\n")[1]
+    monkeypatch.setitem(heldout.heldout()["documents"], "shared", [commonplace.upper() + "!"])
+    report = build(tmp_path / "fewer", 9, packages=[PACKAGE], heights=(10,), progress=False)
+    kept = [row["text"] for row in rows_of(tmp_path / "fewer")]
+    assert kept
+    assert not any(commonplace in text for text in kept)
+    assert report.refusals["item: has a line of a training text"] >= 1
 
 
 def test_pages_are_whole_and_in_reading_order_and_the_same_for_any_number_of_workers(package, tmp_path):

@@ -33,7 +33,6 @@ SYN = {
     "syn-s": PageSettings("448-640x448-640", (14.0, 26.0), ("paragraphs", "headings", "large"), (), 0.0, "validation"),
 }
 SYN_WORDS = {"syn-l": (500, 2000), "syn-s": (5, 100)}  # over 500: UNIT, arXiv 2409.04095
-SHARED = {"syn-s": (94,)}  # pages of `SEED` with a line of two words that a training text happens to have too
 SYN_COUNT = {"syn-l": 48, "syn-s": 96}
 BLANK_COUNT = 64
 BLANK_SIDE = (256, 897)  # px, from ... to
@@ -53,7 +52,8 @@ def build_syn(
     workers: int = 1,
     progress: bool = True,
 ) -> Report:
-    """``count`` drawn pages of ``syn-l`` or ``syn-s`` in ``out``; pages with another number of words are passed over.
+    """``count`` drawn pages of ``syn-l`` or ``syn-s`` in ``out``; pages with another number of words, or with a
+    commonplace of training texts, are passed over.
 
     Raises:
         ValueError: another name, or ``resources`` with a font that is not held out.
@@ -69,17 +69,17 @@ def build_syn(
     refuse_training_fonts(resources)
     count = count or SYN_COUNT[name]
     tried = 0
+    shared = heldout.shared_text_filter()
 
     def rows() -> Iterator[dict[str, Any]]:
         nonlocal tried
         kept = 0
-        indices = [index for index in range(4 * count) if seed != SEED or index not in SHARED.get(name, ())]
         drawn = map_in_order(
-            lambda index: page_row(index, seed, settings, resources), indices, workers=workers, batch=8
+            lambda index: page_row(index, seed, settings, resources), range(4 * count), workers=workers, batch=8
         )
         for row in drawn:
             tried += 1
-            if least < len(words(row["text"])) <= most:
+            if least < len(words(row["text"])) <= most and not shared(row["text"]):
                 kept += 1
                 yield row
             if kept == count:

@@ -61,11 +61,6 @@ MIN_ENGLISH = 0.12  # share of `STOP_WORDS["en"]` among a page's different words
 MIN_DIFFERENT = {"block": 0.45, "page": 0.28}  # share of different words: no text that is there to fill space
 MOST_SHARED = 0.3  # of an item's fingerprints (`heldout.fingerprints`) that an earlier item may have: examples repeat
 MOST_FOREIGN_INK = 0.01  # of a page's ink: what is printed and not in the truth. Rules and underlines remain
-# Of one page seven commonplace words, of another an address are in a training text too: lines that no filter saw.
-SHARED = (
-    "texlive-humanities-doc/usr/share/doc/texlive-doc/latex/reledmac/examples/2-linespacing.pdf",
-    "texlive-metapost-doc/usr/share/doc/texlive-doc/metapost/mpcolornames/mpcolornames.pdf",
-)
 DOCUMENT_SECONDS = 180.0  # for one document, at every x-height
 
 
@@ -134,7 +129,7 @@ def build_pages(out: str | Path, count: int = PAGES, **settings: Any) -> Report:
     A page is English, has `PAGE_WORDS` words, no character without Unicode and next to no ink that is not its text's.
     Its text is in reading order with header and footer, one printed line a line.
     """
-    return build_at_heights(out, _whole_page, count, PAGES_PER_DOCUMENT, **settings)
+    return build_at_heights(out, whole_page, count, PAGES_PER_DOCUMENT, **settings)
 
 
 def build_at_heights(
@@ -175,15 +170,13 @@ def build_at_heights(
         raise ValueError("x-heights must be numbers of 2 pixels or more")
     begin = time.perf_counter()
     report = Report()
-    tasks = _plan(packages, seed, per_document)
     found: list[list[list[dict[str, Any]]]] = []  # by document: items: rows
     seen: set[int] = set()
-    results = run_guarded(
-        lambda task: _items_of(task, cut, heights), tasks, workers=workers, seconds=lambda task: DOCUMENT_SECONDS
-    )
+    shared = heldout.shared_text_filter()
+    results = found_in(packages, cut, heights, per_document, seed=seed, workers=workers)
     try:
         with tqdm(total=count, unit="item", desc=Path(out).name, disable=not progress) as bar:
-            for _, result in results:
+            for result in results:
                 if isinstance(result, Failure):
                     report.refusals[f"document: {result.reason}"] += 1
                     continue
@@ -191,8 +184,11 @@ def build_at_heights(
                 report.pages += result.pages
                 report.pages_used += result.pages_used
                 report.page_seconds += result.seconds
-                fresh = [item for item in result.items if _is_new(item[0]["text"], seen)]
-                report.refusals["item: repeats another"] += len(result.items) - len(fresh)
+                own = [item for item in result.items if not shared(item[0]["text"])]
+                if len(own) < len(result.items):
+                    report.refusals["item: has a line of a training text"] += len(result.items) - len(own)
+                fresh = [item for item in own if _is_new(item[0]["text"], seen)]
+                report.refusals["item: repeats another"] += len(own) - len(fresh)
                 if fresh:
                     found.append(fresh)
                     bar.update(min(len(fresh), count - bar.n))
@@ -209,6 +205,32 @@ def build_at_heights(
     report.seconds = time.perf_counter() - begin
     report.save(Path(out), packages=packages, heights=heights, items=len(items), seed=seed, split="validation")
     return report
+
+
+def found_in(
+    packages: Sequence[str],
+    cut: Callable[..., Iterator[list[Cutout]]],
+    heights: Sequence[float],
+    per_document: int,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+) -> Iterator[Found | Failure]:
+    """What each document of any packages gives, in an order drawn by the seed; nothing is written.
+
+    A set to be measured on is `build_at_heights`, which takes held-out packages alone. Close the iterator to stop.
+    """
+    results = run_guarded(
+        lambda task: _items_of(task, cut, heights),
+        _plan(packages, seed, per_document),
+        workers=workers,
+        seconds=lambda task: DOCUMENT_SECONDS,
+    )
+    try:
+        for _, result in results:
+            yield result
+    finally:
+        results.close()
 
 
 def _is_new(text: str, seen: set[int]) -> bool:
@@ -228,8 +250,7 @@ def _plan(packages: Sequence[str], seed: int, most: int) -> list[DocumentTask]:
             rng = np.random.default_rng([seed, zlib.crc32(f"{package}/{document}".encode())])
             chosen = rng.permutation(pages)[:LOOKED_AT].tolist()
             tasks.append(DocumentTask(package, document, tuple(chosen), most, seed))
-    tasks = [tasks[index] for index in np.random.default_rng(seed).permutation(len(tasks))]
-    return [task for task in tasks if f"{task.package}/{task.document}" not in SHARED]
+    return [tasks[index] for index in np.random.default_rng(seed).permutation(len(tasks))]
 
 
 def _items_of(task: DocumentTask, cut, heights: Sequence[float]) -> Found:
@@ -331,7 +352,8 @@ def _block_at_heights(page, glyphs, lines: list[Line], heights: Sequence[float],
     return cutouts
 
 
-def _whole_page(page, heights, rng, refusals: Counter, neighbours) -> Iterator[list[Cutout]]:
+def whole_page(page, heights, rng, refusals: Counter, neighbours) -> Iterator[list[Cutout]]:
+    """A page at every x-height, for `build_at_heights`."""
     text = read_page(page, neighbours=neighbours, max_unmapped=0.0)
     found = words("\n".join(line.text for block in text.blocks for line in block.lines))
     if len(found) < PAGE_WORDS[0]:

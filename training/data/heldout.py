@@ -89,6 +89,15 @@ class TextFilter:
         return any(mark in self.marks for mark in fingerprints(text))
 
 
+def shared_text_filter() -> TextFilter:
+    """Whether a text holds a commonplace that some training text has too, of those that ``heldout.yaml`` lists.
+
+    Nothing that reading is measured on may hold one.
+    """
+    marks = [mark for text in heldout()["documents"]["shared"] for mark in fingerprints(text)]
+    return TextFilter(np.array(marks, dtype=np.uint64))
+
+
 def validation_text_filter(progress: bool = True) -> TextFilter:
     """The filter that training texts of every kind go through, made once and cached: all lines of the validation
     packages, their pages' Markdown, and the held-out Markdown files.
@@ -176,6 +185,7 @@ class LeakCheck:
     counts: Counter = field(default_factory=Counter)  # what was compared
     texts: dict[int, str] = field(default_factory=dict, repr=False)  # fingerprint -> source
     images: dict[bytes, str] = field(default_factory=dict, repr=False)  # digest of pixels -> source
+    sizes: set[tuple] = field(default_factory=set, repr=False)  # mode and size of those images
     looks: dict[int, str] = field(default_factory=dict, repr=False)  # perceptual hash -> source
     families: dict[str, set[str]] = field(default_factory=lambda: {"train": set(), "validation": set()})
 
@@ -189,6 +199,7 @@ class LeakCheck:
         """Remember a validation row: the columns image (not decoded), text, kind and source."""
         source = row["source"]
         self.counts["validation rows"] += 1
+        self.sizes.add(_mode_and_size(row))
         self.images[_pixels(row)] = source
         self.families["validation"].update(_families(source))
         if row["kind"] == "natural":
@@ -208,7 +219,8 @@ class LeakCheck:
         self.families["train"].update(families)
         if wrong := [family for family in families if is_heldout_font(family)]:
             return f"{source}: drawn in a held-out font ({', '.join(wrong)})"
-        if text and self.images and (same := self.images.get(_pixels(row))):  # blank canvases are alike
+        # Blank canvases are alike. Only what can be the same need be decoded.
+        if text and _mode_and_size(row) in self.sizes and (same := self.images.get(_pixels(row))):
             return f"{source}: the same image as {same}"
         if row["kind"] == "natural":
             self.counts["training pictures by their look"] += 1
@@ -342,6 +354,12 @@ def _counted(rows: Iterable[dict[str, Any]], name: str, refusals: Refusals) -> I
     for row in rows:
         refusals.accept(name)
         yield row
+
+
+def _mode_and_size(row: dict[str, Any]) -> tuple:
+    """Of an image, which is not decoded for it."""
+    with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
+        return image.mode, image.size
 
 
 def _pixels(row: dict[str, Any]) -> bytes:

@@ -3,7 +3,7 @@
 A source of a recipe names a data set and how its columns map onto ours:
 
     sources:
-      - dataset: {path: nielsr/funsd-layoutlmv3, layout: funsd, license: "research only"}
+      - dataset: {path: mp-02/funsd, layout: funsd, license: "research only"}
         weight: 1
       - dataset:
           path: /data/receipts             # a folder, a file, files by a pattern, a set in the cache, or a Hub id

@@ -88,7 +88,7 @@ class Subject(Protocol):
     """A checkpoint or a peer. Weights are loaded by the first call that needs them, and kept until :meth:`release`.
 
     Attributes:
-        name: as the report calls it: ``"UNIT"``, ``"teacher"``, ``"stage 1"``, ``"tesseract, 20 px"``.
+        name: as the report calls it: ``"UNIT"``, ``"teacher"``, ``"stage 1"``, ``"tesseract, upscaled"``.
         role: ``"model"``, ``"teacher"``, ``"start"``, ``"stage"`` or ``"peer"``.
         path: folder or Hub id; what a command line would name.
         can: which of READ, ENCODE, NAME, DESCRIBE; known without loading weights.

@@ -16,11 +16,9 @@ from training.evaluation.contract import NotMeasured, TextSample
 from training.evaluation.peers import environment
 from training.evaluation.peers.worker import READ_TIMEOUT, WorkerSubject, script, threads
 
-# x-height in pixels: about 10 pt type at 300 dpi, what tesseract's models were trained on, and what other tables of
-# these peers have. On four pages of the training package texlive-science-doc less does a little better [measured]:
-# word F1 of type of 5 px / 4 px is .947 / .746 enlarged to 12 px, .948 / .751 to 14, .938 / .707 to 20, .940 / .694
-# to 26.
-UPSCALE_TO = 20.0
+# x-height in pixels, chosen on pages of a package that is trained on [measured]: of 10 to 20 the best at every size,
+# if by little (benchmarks/tesseract-upscale_amd-epyc_2026-11-23.md).
+UPSCALE_TO = 12.0
 HOW_TO_INSTALL = "`unit peers install tesseract`, or Debian's apt-get install tesseract-ocr"
 
 
@@ -39,8 +37,10 @@ class Tesseract(WorkerSubject):
         NotMeasured: there is no tesseract, neither on the PATH nor installed by `unit peers install`.
     """
 
+    resampling = "BICUBIC"  # of PIL
+
     def __init__(self, upscale_to: float | None = None, timeout: float = READ_TIMEOUT):
-        name = "tesseract" if upscale_to is None else f"tesseract, {upscale_to:.0f} px"
+        name = "tesseract" if upscale_to is None else "tesseract, upscaled"
         super().__init__(name, "tesseract", "cpu", timeout)
         self.upscale_to = upscale_to
         self.program, self.variables = find_program()
@@ -55,6 +55,7 @@ class Tesseract(WorkerSubject):
             "version": done.splitlines()[:1],
             "model": hash_of_file(model) if model is not None and model.is_file() else "",
             "upscale_to": self.upscale_to,
+            "resampling": self.resampling,
             "segmentation": "block 6, page 3",
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -72,7 +73,7 @@ class Tesseract(WorkerSubject):
 
             factor = self.upscale_to / sample.x_height
             size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-            image = image.convert("L").resize(size, Image.Resampling.BICUBIC)
+            image = image.convert("L").resize(size, Image.Resampling[self.resampling])
         return image
 
 

@@ -140,10 +140,12 @@ class Worker:
         except (BrokenPipeError, OSError):
             size, data = None, b""
         except BaseException:  # interrupted: what is left in the pipe would be taken for the next answer
+            self._kill()  # first: closing would wait for a process that does not read what is left to be written
             self.close()
             raise
         finally:
             timer.cancel()
+            timer.join()  # it may be at it already
         if late.is_set():
             self._fail(f"gave no answer within {timeout:.0f} s")
         if size is None:
