@@ -445,7 +445,7 @@ def test_differences_are_taken_seed_by_seed(made, tmp_path):
     assert column.difference("short", "base").mean == pytest.approx(0.3)
     assert column.difference("no-vision", "base") is None
     told = table(read_grid(grid_file(made, tmp_path)), results)
-    assert "### Knn accuracy (share, higher is better)\n\n| variant | 32 px | difference |" in told
+    assert "### k-NN accuracy (share, higher is better)\n\n| variant | 32 px | difference |" in told
     assert "| base | 0.200 ± 0.248 |  |" in told
     assert "| lora | 0.317 ± 0.259 | **+0.117 ± 0.072** |" in told
     assert "| short | 0.500 (1) | +0.300 (1) |" in told
