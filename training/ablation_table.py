@@ -191,8 +191,9 @@ def _clear(columns: list[Column], variants: list[str], base: str) -> list[str]:
             lines.append(f"- {variant}: {'; '.join(told) if told else 'none'}")
     if not count:
         return []
-    chance = max(1, round(0.05 * count))
-    return [*lines, "", f"Of {count} differences about {chance} would leave out zero by chance alone."]
+    chance = 0.05 * count
+    told = f"about {round(chance)}" if chance >= 1 else "fewer than one"
+    return [*lines, "", f"Of {count} difference{'s' * (count != 1)} {told} would leave out zero by chance alone."]
 
 
 def _cell(given: Estimate | None, signed: bool = False) -> str:
