@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .evaluation.hub_results import of_encoder
-from .evaluation.plots import draw, panels_of
+from .evaluation.plots import NOT_DRAWN, draw, panels_of
 from .evaluation.report import AXES, COLOURS, at_text, figures_of, subject_of, title
 
 AGAINST_SCALE = ("word_f1", "knn_accuracy", "zero_shot_top1", "probe_accuracy", "segmentation_miou")
@@ -42,7 +42,7 @@ def plot_retention(results: dict[str, Any], path: Path, full: bool = True) -> bo
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    pairs = retention(results, full)[:PAIRS]
+    pairs = [pair for pair in retention(results, full) if pair[1]["name"] not in NOT_DRAWN][:PAIRS]
     if not pairs:
         return False
     figure = Figure(figsize=(6.6, 1.3 + 0.55 * len(pairs)), dpi=110, layout="constrained")
