@@ -16,7 +16,7 @@ import training.ablations as ablations
 from modeling_unit import UnitVisionModel
 from training import recipe
 from training.ablation_figures import FIGURES, Measure, measured
-from training.ablation_table import LEAST, columns_of, estimate, t_quantile, table
+from training.ablation_table import LEAST, _edge, columns_of, estimate, t_quantile, table
 from training.ablations import Training, plan, read_grid, recipe_text, run_grid, train_apart
 from training.checkpoints import WholeCheckpoints
 from training.data.schema import write_shards
@@ -448,13 +448,22 @@ def test_differences_are_taken_seed_by_seed(made, tmp_path):
     assert column.difference("short", "base").mean == pytest.approx(0.3)
     assert column.difference("no-vision", "base") is None
     told = table(read_grid(grid_file(made, tmp_path)), results)
-    assert "### Knn accuracy (share, higher is better)\n\n| variant | 32 px | difference |" in told
+    assert "### k-NN accuracy (share, higher is better)\n\n| variant | 32 px | difference |" in told
     assert "| base | 0.200 ± 0.248 |  |" in told
     assert "| lora | 0.317 ± 0.259 | **+0.117 ± 0.072** |" in told
     assert "| short | 0.500 (1) | +0.300 (1) |" in told
-    assert "- lora: knn accuracy, 32 px +0.117\n\nOf 1 differences about 1 would" in told
+    assert "- lora: k-NN accuracy, 32 px +0.117\n\nOf 1 difference fewer than one would" in told
     assert "| no-vision |" not in told
-    assert f"1 seed only, in brackets: an interval needs {LEAST}" in told
+    assert f"1 of 3 variants have fewer than {LEAST} seeds so far" in told
+    assert told.startswith("7 of 8 runs: 4 variants with 2 seeds each.")
+
+
+def test_a_panel_ends_where_the_variants_do_but_for_those_far_off():
+    assert _edge({"a": 0.03, "b": 0.01, "c": 0.02}) == 0.03
+    assert _edge({"a": 0.03, "off": 0.9, "c": 0.02}) == 0.03
+    assert _edge({"off": 0.9, "too": 0.5, "a": 0.03, "c": 0.02}) == 0.03
+    assert _edge({"only": 0.9}) == 0.9
+    assert _edge({"a": 0.0}) == 1.0
 
 
 def test_a_table_of_nothing_says_so(made, tmp_path):

@@ -68,6 +68,7 @@ def results(*rows, notes=(), subjects=("UNIT", "teacher")):
         (row("ratio", 1.2345, unit=""), "1.23"),
         (row("difference", -0.5, unit=""), "-0.500"),
         (row("nothing", 0.0, unit="s"), "0 s"),
+        (row("exact", 0.0, 0.0, 0.0), "0.000"),  # no item was otherwise: no interval
     ],
 )
 def test_values_are_told_in_sensible_units(figure, text):
@@ -114,11 +115,11 @@ def test_variants_have_a_column_and_what_all_share_is_said_once():
         for side in (128, 64)
     ]
     (table,) = evaluator_tables(rows, ["UNIT"])
-    assert table.startswith("By side of the input, px, k 5:")
+    assert table.startswith("UNIT, by side of the input, px, k 5:")
     assert cells(table) == [
-        ["", "", "", "64", "128"],
-        ["k-NN accuracy", "UNIT", "class token", "0.100", "0.200"],
-        ["k-NN accuracy", "UNIT", "patch mean", "0.100", "0.200"],
+        ["", "", "64", "128"],
+        ["k-NN accuracy", "class token", "0.100", "0.200"],
+        ["k-NN accuracy", "patch mean", "0.100", "0.200"],
     ]
 
 
@@ -130,17 +131,46 @@ def test_what_goes_with_a_place_stands_beside_it():
     ]
     (table,) = evaluator_tables(rows, ["UNIT", "teacher"])
     assert cells(table)[:2] == [["", "", "128 (x1)", "256 (x4)"], ["latency", "UNIT", "10.0 ms", "40.0 ms"]]
-    assert len(panels_of(rows)) == 1
+    assert [axis for axis, _ in panels_of(rows)] == [None]  # two places are bars
 
 
 def test_figures_at_one_place_are_columns_and_many_are_rows():
     few = [row("word_f1", 0.5), row("cer", 0.25, better="lower"), row("word_f1", 0.75, subject="peer")]
     (table,) = evaluator_tables(few, ["UNIT", "peer"])
     assert cells(table) == [["", "word F1", "CER ↓"], ["UNIT", "0.500", "0.250"], ["peer", "0.750", "-"]]
-    many = [row(f"figure_{number}", 0.5) for number in range(7)]
+    many = [row(f"figure_{number}", 0.5) for number in range(10)]
     (table,) = evaluator_tables(many, ["UNIT"])
     assert cells(table)[:2] == [["", "UNIT"], ["figure 0", "0.500"]]
-    assert len(cells(table)) == 8
+    assert len(cells(table)) == 11
+
+
+def test_figures_share_a_table_where_their_places_do():
+    rows = [row("skipped_lines", 0.25, at={"set": name}) for name in ("blocks", "pages")] + [row("skipped_lines", 0.5)]
+    rows += [row("wrong_order", 0.75, at={"set": "pages"})]
+    rows += [row("empty_share", 0.125, at={"set": "blank"}), row("empty_share", 0.375)]
+    first, second = evaluator_tables(rows, ["UNIT"])
+    assert cells(first) == [
+        ["", "skipped lines", "wrong order"],
+        ["blocks", "0.250", "-"],
+        ["pages", "0.250", "0.750"],
+        ["all", "0.500", "-"],
+    ]
+    assert cells(second) == [["", "empty share"], ["blank", "0.125"], ["all", "0.375"]]
+
+
+def test_what_is_zero_everywhere_has_a_line_and_a_failure_is_never_hidden():
+    rows = [row("word_f1", 0.5), row("exact", 0.0, 0.0, 0.0, items=9), row("exact_lines", 0.0, items=9, failed=9)]
+    table, line = evaluator_tables(rows, ["UNIT"])
+    assert cells(table) == [["word F1", "exact lines"], ["0.500", "0.000 (9 failed)"]]
+    assert line == "0 throughout: exact."
+    (table,) = evaluator_tables([row("exact", 0.0)], ["UNIT"])
+    assert cells(table) == [["exact"], ["0.000"]]
+
+
+def test_one_figure_is_told_in_one_unit():
+    rows = [row("seconds_per_page", value, unit="s", at={"x_height": x}) for x, value in ((14, 1.25), (7, 0.75))]
+    (table,) = evaluator_tables(rows, ["UNIT"])
+    assert cells(table)[1] == ["seconds per page", "1.25 s", "0.750 s"]
 
 
 def test_a_subject_that_goes_another_way_is_beside_the_model_with_its_own():
@@ -211,14 +241,15 @@ def test_the_page_has_what_was_measured_what_was_not_and_by_which_command(tmp_pa
         "unit evaluate my-model",
         "* rapidocr is not installed",
         "## Reading",
+        "Every figure is defined in `docs/evaluation.md`, section Text.",
         "![the figures of this section, drawn](text.png)",
         "### blocks",
         "* UNIT: two of them were hard",
         "* funsd: no data set",
-        "## Across scales",
-        "### x1 and x4",
         "## Kept from the teacher",
         "* features: no teacher is known",
+        "## Across scales",
+        "### x1 and x4",
     ]
     places = [page.index(text) for text in order]
     assert places == sorted(places)
@@ -249,6 +280,25 @@ def test_results_of_another_format_are_refused_in_one_line(tmp_path):
     assert load_results(tmp_path) == good
 
 
+def test_a_report_in_the_repository_links_to_the_definitions_and_another_names_them():
+    root = report.Path(report.__file__).parents[2]
+    if (root / "docs" / "evaluation.md").is_file():  # a checkout
+        assert report._link_to_definitions(root / "docs" / "evaluation" / "unit-tiny") == "../../evaluation.md"
+    assert report._link_to_definitions(report.Path("/elsewhere")) is None
+    page = report_text(results(row("word_f1", 0.5)) | {"definitions": "../evaluation.md"})
+    assert "[docs/evaluation.md](../evaluation.md#text), section Text." in page
+
+
+def test_a_note_on_several_subjects_is_said_once():
+    notes = [
+        {"suite": "text", "evaluator": "blocks", "subject": who, "text": f"{who}: ten of them"}
+        for who in ("UNIT", "peer")
+    ]
+    page = report_text(results(row("word_f1", 0.5), notes=notes))
+    assert "* UNIT, peer: ten of them" in page
+    assert page.count("ten of them") == 1
+
+
 def test_nobodys_home_is_shown(monkeypatch, tmp_path):
     monkeypatch.setattr(report.Path, "home", lambda: report.Path("/home/me"))
     assert shown("/home/me/runs/a") == "~/runs/a"
@@ -274,24 +324,44 @@ def test_the_machine_is_told_with_its_threads(monkeypatch):
 
 
 def test_panels_are_lines_along_an_axis_and_bars_of_one_name():
-    heights = [row("word_f1", 0.5, at={"x_height": height}, evaluator=name) for name in "ab" for height in (3, 7)]
+    heights = [row("word_f1", 0.5, at={"x_height": height}, evaluator=name) for name in "ab" for height in (3, 5, 7)]
     whole = [row("word_f1", 0.6, evaluator="a")]  # over all heights: in the table, not on the line
     alone = [row("word_f1", 0.5, evaluator=name) for name in "cd"]
-    found = panels_of([*heights, *whole, *alone])
+    two = [row("word_f1", 0.5, evaluator="e", at={"x_height": height}) for height in (14, 20)]
+    two += [row("word_f1", 0.5, evaluator="e")]  # two places are no line: what is over both is the bar
+    found = panels_of([*heights, *whole, *alone, *two])
     assert [(axis, [each["evaluator"] for each in rows]) for axis, rows in found] == [
-        ("x_height", ["a", "a"]),
-        ("x_height", ["b", "b"]),
-        (None, ["c", "d"]),
+        ("x_height", ["a", "a", "a"]),
+        ("x_height", ["b", "b", "b"]),
+        (None, ["c", "d", "e"]),
     ]
 
 
-def test_variants_have_panels_of_their_own_where_subjects_would_cross():
+def test_bars_of_other_suites_than_text_stay_with_their_evaluator():
+    rows = [
+        row("peak_memory", value, subject=subject, suite="cost", evaluator=name, unit="MB")
+        for name, value in (("encoder", 15.0), ("reading a page", 600.0))
+        for subject in ("UNIT", "teacher")
+    ]
+    assert [{row["evaluator"] for row in found} for _, found in panels_of(rows)] == [{"encoder"}, {"reading a page"}]
+
+
+def test_variants_have_panels_of_their_own_where_lines_would_be_too_many():
     def rows(subjects):
-        at = [{"feature": feature, "resolution": side} for feature in ("cls", "mean") for side in (64, 128)]
+        at = [{"feature": feature, "resolution": side} for feature in ("cls", "mean") for side in (64, 128, 256)]
+        at.append({"feature": "patches", "resolution": 64})  # a dot is no line
         return [row("knn_accuracy", 0.5, at=each, subject=subject) for subject in subjects for each in at]
 
-    assert len(panels_of(rows(["UNIT"]))) == 1
-    assert len(panels_of(rows(["UNIT", "teacher"]))) == 2
+    assert [len(found) for _, found in panels_of(rows(["UNIT"]))] == [6]
+    assert [len(found) for _, found in panels_of(rows(["UNIT", "teacher"]))] == [12]
+    assert [len(found) for _, found in panels_of(rows(["UNIT", "teacher", "stage 1"]))] == [9, 9]
+
+
+def test_a_bar_alone_is_left_to_the_table_where_there_is_more_to_draw():
+    lone = row("cold_start", 3.0, unit="s", suite="cost")
+    pair = [row("latency", 3.0, unit="s", suite="cost", subject=subject) for subject in ("UNIT", "teacher")]
+    assert [found[0]["name"] for _, found in panels_of([lone, *pair])] == ["latency"]
+    assert len(panels_of([lone])) == 1
 
 
 def test_a_plot_is_drawn_again_only_when_its_figures_change(tmp_path):

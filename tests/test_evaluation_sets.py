@@ -16,7 +16,7 @@ from training.data.evaluation_sets import build_blocks, build_pages, foreign_ink
 from training.data.refusals import Refusals
 from training.data.schema import make_row, read_columns, validate_row, write_shards
 from training.evaluation.contract import NotMeasured, Options
-from training.evaluation.sets import TextSet, default_sets, group_of, named_set, spread
+from training.evaluation.sets import TextSet, default_sets, group_of, measured_sets, named_set, spread
 from unit_cli.__main__ import main
 
 PACKAGE = "texlive-humanities-doc"
@@ -513,6 +513,20 @@ def test_the_default_sets_and_what_takes_their_place(tmp_path):
     assert folders["blocks"] == folders["md-val"] == (tmp_path,)
     with pytest.raises(ValueError, match="no text set called 'funds': name one of blocks"):
         default_sets(Options(sets=("funds",)))
+
+
+def test_what_is_named_is_read_and_nothing_else(tmp_path):
+    def names(**options):
+        return [one.name for one in measured_sets(Options(**options))]
+
+    everything = [one.name for one in default_sets(Options())]
+    assert names() == everything
+    assert names(blocks=tmp_path) == ["blocks"]
+    assert names(pages=tmp_path, sets=("funsd", "mine=/data/mine")) == ["pages", "funsd", "mine"]
+    assert names(sets=("scans",)) == ["scans"]
+    assert names(sets=("default", "funsd")) == [*everything, "funsd"]
+    assert names(pictures=tmp_path) == everything  # no text
+    assert measured_sets(Options(blocks=tmp_path))[0].folders == (tmp_path,)
 
 
 def test_a_set_that_is_not_there_names_the_command_that_builds_it():

@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from training.evaluation.contract import Figure
+from training.evaluation.report import COLOURS, title
 
 LEAST = 3  # seeds that an interval needs: of two, t is 12.7 [ours]
 TABLE, PLOT = "table.md", "plot.png"
+OFF = (
+    4.0  # times as far as the others: such a variant is told at the edge of a panel, for it would flatten them [ours]
+)
+MOST_OFF = 3  # variants of a panel
 
 
 def t_quantile(degrees: int, level: float = 0.95) -> float:
@@ -93,7 +98,7 @@ class Column:
 
     @property
     def title(self) -> str:
-        return f"{self.name.replace('_', ' ')}, {self.place}"
+        return f"{title(self.name)}, {self.place}"
 
     def mean(self, variant: str) -> Estimate | None:
         values = self.values.get(variant)
@@ -121,24 +126,31 @@ def columns_of(results: dict[str, Any], figures: Iterable[str] | None = None) ->
 
 
 def table(grid: Any, results: dict[str, Any]) -> str:
-    """Markdown: what the variants are, what is clear, a table for each figure, what failed."""
+    """Markdown: how much there is, what the variants are, what is clear, a table for each figure, what failed."""
     columns = columns_of(results, grid.figures)
     base = grid.base.name
+    runs = results.get("runs", [])
+    measured = sum(bool(run.get("figures")) for run in runs)
     there = [variant for variant in grid.variants if any(variant.name in column.values for column in columns)]
     others = [variant.name for variant in there if variant.name != base]
-    lines = ["| variant | what |", "|---|---|"]
+    lines = [f"{measured} of {len(grid.variants) * len(grid.seeds)} runs: {len(grid.variants)} variants"]
+    lines[0] += (
+        f" with {len(grid.seeds)} seeds each. How to read this, and what it cannot show: docs/ablations/README.md."
+    )
+    lines += ["", "| variant | what |", "|---|---|"]
     lines += [f"| {variant.name} | {variant.about} |" for variant in there or grid.variants]
     if not columns:
         lines += ["", "Nothing has been measured yet."]
     else:
         lines += ["", "Means over seeds ± half of the 95% t-interval; beside each the difference to "]
-        lines[-1] += f"{base}, taken seed by seed, bold where its interval leaves out zero."
+        lines[-1] += f"{base}, taken over the seeds that both have, bold where its interval leaves out zero."
         lines += _clear(columns, others, base)
     for name in dict.fromkeys(column.name for column in columns):
         places = [column for column in columns if column.name == name]
         better = f"{places[0].better} is better" if places[0].better else ""
+        called = title(name) if title(name)[1:2] == "-" else title(name)[:1].upper() + title(name)[1:]
         told = ", ".join(each for each in (places[0].unit, better) if each)
-        lines += ["", f"### {name.replace('_', ' ').capitalize()} ({told})", ""]
+        lines += ["", f"### {called} ({told})", ""]
         lines += [f"| variant | {' | '.join(f'{column.place} | difference' for column in places)} |"]
         lines += ["|---|" + "---:|---:|" * len(places)]
         for variant in there:
@@ -148,15 +160,23 @@ def table(grid: Any, results: dict[str, Any]) -> str:
                 change = None if variant.name == base else column.difference(variant.name, base)
                 cells.append("" if variant.name == base else _cell(change, signed=True))
             lines.append(f"| {variant.name} | {' | '.join(cells)} |")
-    fewest = min((len(values) for column in columns for values in column.values.values()), default=LEAST)
-    if fewest < LEAST:
-        told = f"{fewest} seed{'s' if fewest > 1 else ''}"
-        lines += ["", f"Some variants have {told} only, in brackets: an interval needs {LEAST}."]
+    few = [variant.name for variant in there if min(map(len, _seeds(columns, variant.name))) < LEAST]
+    if few:
+        which = "All variants" if len(few) == len(there) else f"{len(few)} of {len(there)} variants"
+        lines += [
+            "",
+            f"{which} have fewer than {LEAST} seeds so far: how many is in brackets, and there is no interval;",
+        ]
+        lines[-1] += " such a difference may be chance."
     failed = [run for run in results.get("runs", []) if run.get("failed")]
     if failed:
         lines += ["", "Failed:", ""]
         lines += [f"- {run['variant']}, seed {run['seed']}: {run['failed']}" for run in failed]
     return "\n".join(lines) + "\n"
+
+
+def _seeds(columns: list[Column], variant: str) -> list[dict[int, float]]:
+    return [column.values[variant] for column in columns if variant in column.values]
 
 
 def _clear(columns: list[Column], variants: list[str], base: str) -> list[str]:
@@ -171,14 +191,16 @@ def _clear(columns: list[Column], variants: list[str], base: str) -> list[str]:
             lines.append(f"- {variant}: {'; '.join(told) if told else 'none'}")
     if not count:
         return []
-    chance = max(1, round(0.05 * count))
-    return [*lines, "", f"Of {count} differences about {chance} would leave out zero by chance alone."]
+    chance = 0.05 * count
+    told = f"about {round(chance)}" if chance >= 1 else "fewer than one"
+    return [*lines, "", f"Of {count} difference{'s' * (count != 1)} {told} would leave out zero by chance alone."]
 
 
 def _cell(given: Estimate | None, signed: bool = False) -> str:
     if given is None:
         return "–"
     told = f"{given.mean:+.3f}" if signed else f"{given.mean:.3f}"
+    told = "0.000" if told in ("+0.000", "-0.000") else told
     if given.half is not None:
         told += f" ± {given.half:.3f}"
     if given.seeds < LEAST:
@@ -193,9 +215,11 @@ def write_table(grid: Any, results: dict[str, Any], out: Path) -> None:
 
 
 def draw(grid: Any, results: dict[str, Any], path: Path) -> None:
-    """A panel for each figure: the difference of each variant to the base, with its interval, and single seeds."""
+    """A panel for each figure: the difference of each variant to the base, with its interval, and single seeds. Hollow
+    where there are too few seeds for an interval; a variant far off all others is an arrow with its number."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Sheet
+    from matplotlib.ticker import MaxNLocator
 
     base = grid.base.name
     columns = [column for column in columns_of(results, grid.figures) if base in column.values]
@@ -208,23 +232,58 @@ def draw(grid: Any, results: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(sheet)
     axes = sheet.subplots(down, across, squeeze=False, sharey=True)
     for axis, column in zip(axes.flat, columns, strict=False):
-        for place, name in enumerate(names):
-            found = column.difference(name, base)
-            if found is None:
+        found = {name: column.difference(name, base) for name in names}
+        drawn = {name: each for name, each in found.items() if each is not None}
+        singles = {
+            name: [value - column.values[base][seed] for seed, value in column.values[name].items() if seed in shared]
+            for name in drawn
+            for shared in [set(column.values[name]) & set(column.values[base])]
+        }
+        edge = _edge({name: _reach(drawn[name], singles[name]) for name in drawn})
+        for name, each in drawn.items():
+            place = names.index(name)
+            better = each.mean > 0 if column.better == "higher" else each.mean < 0
+            colour = "#777777" if not each.clear else COLOURS[0] if better else COLOURS[5]
+            if _reach(each, singles[name]) > edge:
+                right = each.mean > 0
+                axis.plot(edge if right else -edge, place, ">" if right else "<", color=colour, markersize=5)
+                at = 0.93 * edge if right else -0.93 * edge
+                told = f"{each.mean:+.2f}" + (f" ± {each.half:.2f}" if each.half is not None else "")
+                side = "right" if right else "left"
+                axis.text(at, place, told, ha=side, va="center", fontsize=6.5, color=colour)
                 continue
-            better = found.mean > 0 if column.better == "higher" else found.mean < 0
-            colour = "#777777" if not found.clear else "#2a7f3f" if better else "#b3362b"
-            axis.errorbar(found.mean, place, xerr=found.half or 0.0, fmt="o", color=colour, markersize=4.5, capsize=2)
-            both = set(column.values[name]) & set(column.values[base])
-            singles = [column.values[name][seed] - column.values[base][seed] for seed in both]
-            axis.plot(singles, [place] * len(singles), "|", color="#999999", markersize=6, zorder=0)
-        axis.axvline(0.0, color="#222222", linewidth=0.8)
+            face = "white" if each.half is None else colour
+            axis.errorbar(
+                each.mean, place, xerr=each.half, fmt="o", color=colour, mfc=face, markersize=4.5, capsize=2, zorder=3
+            )
+            axis.plot(singles[name], [place] * len(singles[name]), "|", color="#999999", markersize=6, zorder=2)
+        axis.set_xlim(-1.08 * edge, 1.08 * edge)
+        axis.axvline(0.0, color="#222222", linewidth=0.8, zorder=1)
         axis.set_title(f"{column.title}\n{base} {column.mean(base).mean:.3f}, {column.better} is better", fontsize=7.5)
         axis.set_yticks(range(len(names)), names, fontsize=7.5)
         axis.tick_params(axis="x", labelsize=7)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.grid(axis="x", color="#dddddd", linewidth=0.5)
     axes[0, 0].invert_yaxis()
     for axis in list(axes.flat)[len(columns) :]:
         axis.set_visible(False)
-    sheet.suptitle(f"Difference to {base}, seed by seed, with 95% intervals over seeds", fontsize=9)
+    sheet.suptitle(
+        f"Difference to {base}, seed by seed, with 95% intervals over seeds: blue better, red worse, grey not clear, "
+        f"hollow under {LEAST} seeds",
+        fontsize=9,
+    )
     sheet.savefig(path)
+
+
+def _reach(given: Estimate, singles: Sequence[float]) -> float:
+    """How far from zero a variant is drawn: its interval and its seeds."""
+    return max(abs(given.mean) + (given.half or 0.0), *map(abs, singles))
+
+
+def _edge(reaches: dict[str, float]) -> float:
+    """Where a panel ends: at the farthest variant, but for a few that are far off all others."""
+    ordered = sorted(reaches.values(), reverse=True)
+    for off in range(1, min(MOST_OFF, len(ordered) - 1) + 1):
+        if ordered[off] > 0 and ordered[off - 1] > OFF * ordered[off]:
+            return ordered[off]
+    return ordered[0] if ordered and ordered[0] > 0 else 1.0

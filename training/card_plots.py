@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .evaluation.hub_results import of_encoder
-from .evaluation.plots import draw, panels_of
-from .evaluation.report import AXES, COLOURS, at_text, figures_of, subject_of, title
+from .evaluation.plots import NOT_DRAWN, draw
+from .evaluation.report import AXES, COLOURS, at_text, axis_of, figures_of, subject_of, title
 
 AGAINST_SCALE = ("word_f1", "knn_accuracy", "zero_shot_top1", "probe_accuracy", "segmentation_miou")
 SUITES = ("text", "image", "scale")
@@ -29,7 +29,10 @@ def plot_scales(results: dict[str, Any], path: Path, full: bool = True) -> bool:
     """
     rows = [row for row in results["figures"] if row["suite"] in SUITES and row["name"] in AGAINST_SCALE]
     rows = [row for row in rows if full or of_encoder(row)]
-    along = [row for axis, panel in panels_of(rows) if axis in AXES for row in panel]
+    kinds: dict[tuple[str, str], list[Record]] = {}
+    for row in rows:
+        kinds.setdefault((row["name"], row["evaluator"]), []).append(row)
+    along = [row for kind in kinds.values() if axis_of(kind) in AXES for row in kind]
     return draw(along, [each["name"] for each in results["subjects"]], path)
 
 
@@ -42,7 +45,7 @@ def plot_retention(results: dict[str, Any], path: Path, full: bool = True) -> bo
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    pairs = retention(results, full)[:PAIRS]
+    pairs = [pair for pair in retention(results, full) if pair[1]["name"] not in NOT_DRAWN][:PAIRS]
     if not pairs:
         return False
     figure = Figure(figsize=(6.6, 1.3 + 0.55 * len(pairs)), dpi=110, layout="constrained")

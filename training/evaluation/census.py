@@ -45,7 +45,7 @@ from training.evaluation.contract import (
     Work,
 )
 from training.evaluation.readings import Reading, SampleSet, read_set
-from training.evaluation.sets import default_sets, spread
+from training.evaluation.sets import measured_sets, spread
 from training.evaluation.subjects import REPETITION, TRUNCATED
 from training.evaluation.text_suite import limit_of
 
@@ -448,12 +448,15 @@ def _item(reading: Reading, finding: Finding) -> dict[str, Any]:
 
 
 def evaluators(options: Options) -> list[Evaluator]:
-    """The census over the sets of the suite text, blank paper and pictures without text.
+    """The census over the sets of the suite text; among the default ones blank paper, and with it pictures without
+    text.
 
     Raises:
         ValueError: ``options.sets`` names a set that nobody knows.
     """
-    sets: list[tuple[SampleSet, int | None]] = [(one, limit_of(one.name, options)) for one in default_sets(options)]
+    sets: list[tuple[SampleSet, int | None]] = [(one, limit_of(one.name, options)) for one in measured_sets(options)]
+    if "blank" not in [one.name for one, _ in sets]:  # only what is named is read: blank paper and pictures are not
+        return [Census(sets)]
     try:
         from training.evaluation.picture_sets import HeldOutPictures
 

@@ -172,10 +172,11 @@ class Work:
     cache: Any = None
 
     def bar(self, total: int, what: str, unit: str = "item") -> Progress:
-        """A progress bar of ``total`` items called ``what``."""
+        """A progress bar of ``total`` items called ``what``, gone when it is done; none where nobody watches."""
         from tqdm import tqdm
 
-        return tqdm(total=total, desc=what, unit=f" {unit}", disable=not self.progress, mininterval=0.5)
+        hidden = None if self.progress else True  # None: tqdm shows it in a terminal and not in a file
+        return tqdm(total=total, desc=what, unit=f" {unit}", disable=hidden, leave=False, mininterval=0.5)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from training.evaluation.report import (
     AXES,
     COLOURS,
     SUITE_TITLES,
-    at_text,
     axis_of,
     figures_of,
     place_text,
     places_of,
     sensible,
+    shared_texts,
     title,
     variant_text,
     variants_of,
@@ -30,16 +30,20 @@ from training.evaluation.report import (
 
 # What tables hold and plots leave out: it says again what a neighbour says, or says little in a bar.
 NOT_DRAWN = frozenset(
-    ("word_precision", "word_recall", "wer", "exact", "zero_shot_top5", "gain_zero_shot_top5", "knn_weighted_accuracy")
+    ("word_precision", "word_recall", "wer", "exact", "exact_lines", "ordered_word_f1", "seconds_per_item")
+    + ("heading_f1", "list_f1", "code_f1", "formula_f1", "teds_structure", "repetition_stopped", "reader_truncated")
+    + ("unread", "truncated", "invented_characters", "zero_shot_top5", "gain_zero_shot_top5", "knn_weighted_accuracy")
     + ("knn_accuracy_photographs", "retrieval_recall1", "retrieval_recall5", "image_to_text_recall5")
-    + ("text_to_image_recall5", "segmentation_pixel_accuracy", "cka_debiased", "activation_mean", "activation_p999")
-    + ("activation_channels", "outlier_tokens", "class_norm", "pages_per_second", "architecture_equal", "disk_size")
-    + ("parameters_ratio", "forward_flops_ratio", "exact_lines", "ordered_word_f1", "repetition_stopped")
-    + ("reader_truncated", "unread", "truncated")
+    + ("text_to_image_recall1", "text_to_image_recall5", "segmentation_pixel_accuracy", "cka_debiased")
+    + ("activation_mean", "activation_p999", "activation_largest", "activation_channels", "patch_norm", "class_norm")
+    + ("outlier_tokens", "pages_per_second", "architecture_equal", "disk_size", "parameters_ratio")
+    + ("forward_flops_ratio",)
 )
 STYLES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP"
 PANELS = 18  # a plot has no more
+LINES = 4  # that are told apart in one panel
+FEWEST_PLACES = 3  # that make a line; fewer are bars
 FEWEST_BARS = 5  # for which a panel has room
 COLUMNS = 3
 PANEL = (4.3, 3.1)  # inches
@@ -77,27 +81,42 @@ def draw(rows: Sequence[Record], subjects: Sequence[str], path: Path, heading: s
 
 
 def panels_of(rows: Sequence[Record]) -> list[tuple[str | None, list[Record]]]:
-    """(axis, figures) of every panel. Figures along an axis have a panel for each evaluator and, where several
-    subjects would cross, each variant; those that stand alone share one with those of the same name and unit of other
-    evaluators."""
+    """(axis, figures) of every panel. Figures along an axis have a panel for each evaluator and, where there would be
+    too many lines in it, each variant; those that stand alone, and those of two places, are bars: of text in one panel
+    with those of the same name of other sets, else each evaluator's in its own."""
     along: list[tuple[str | None, list[Record]]] = []
-    alone: dict[tuple[str, str], list[Record]] = {}
     for name in dict.fromkeys(row["name"] for row in rows):
         named = [row for row in rows if row["name"] == name]
+        alone: dict[tuple[str, str], list[Record]] = {}
         for evaluator in dict.fromkeys(row["evaluator"] for row in named):
             own = [row for row in named if row["evaluator"] == evaluator]
             axis = axis_of(own)
-            if axis is None:
-                alone.setdefault((name, own[0].get("unit", "share")), []).extend(own)
+            if axis is None or len(places_of(own, axis)) < FEWEST_PLACES:
+                whole = [row for row in own if axis is not None and axis not in row.get("at", {})]
+                key = (own[0].get("unit", "share"), "" if own[0]["suite"] == "text" else evaluator)
+                alone.setdefault(key, []).extend(whole or own)
                 continue
             own = [row for row in own if axis in row["at"]]
             apart, _ = variants_of(own, axis)
-            if len({row["subject"] for row in own}) == 1:
-                apart = []
-            for variant in dict.fromkeys(variant_text(row, apart) for row in own):
+            lines = _lines_of(own, axis, apart)
+            own = [row for line in lines.values() if len(line) > 1 for row in line]  # a dot is for the table
+            kept = list(dict.fromkeys(variant_text(row, apart) for row in own))
+            if sum(len(line) > 1 for line in lines.values()) <= LINES or len({row["subject"] for row in own}) == 1:
+                along.append((axis, own))
+                continue
+            for variant in kept:
                 along.append((axis, [row for row in own if variant_text(row, apart) == variant]))
-    found = along + [(None, rows) for rows in alone.values()]
-    return [(axis, rows) for axis, rows in found if any(row["value"] for row in rows)]  # nothing but zeros is no plot
+        along += [(None, found) for found in alone.values()]
+    panels = [(axis, found) for axis, found in along if any(row["value"] for row in found)]  # zeros alone are no plot
+    compared = [(axis, found) for axis, found in panels if len(found) > 1]
+    return compared or panels  # a bar beside which there is none says no more than its number
+
+
+def _lines_of(rows: Sequence[Record], axis: str, apart: Sequence[str]) -> dict[tuple[str, str], list[Record]]:
+    lines: dict[tuple[str, str], list[Record]] = {}
+    for row in rows:
+        lines.setdefault((row["subject"], variant_text(row, apart)), []).append(row)
+    return lines
 
 
 def _draw(
@@ -144,6 +163,7 @@ def _lines(axes, axis: str, rows: list[Record], known: list[str], colours: dict,
     apart, shared = variants_of(rows, axis)
     factor, unit = _scale(rows)
     variants = list(dict.fromkeys(variant_text(row, apart) for row in rows))
+    shade = 0.15 if len(_lines_of(rows, axis, apart)) < FEWEST_PLACES else 0.07  # more bands lie over one another
     for subject in known:
         for variant in variants:
             line = [row for row in rows if row["subject"] == subject and variant_text(row, apart) == variant]
@@ -156,11 +176,11 @@ def _lines(axes, axis: str, rows: list[Record], known: list[str], colours: dict,
             axes.plot(x, y, style, color=colours[subject], marker=markers[subject], markersize=4, linewidth=1.6)
             if all(row.get("low") is not None and row.get("high") is not None for row in line):
                 low, high = ([row[end] * factor for row in line] for end in ("low", "high"))
-                axes.fill_between(x, low, high, color=colours[subject], alpha=0.15, linewidth=0)
+                axes.fill_between(x, low, high, color=colours[subject], alpha=shade, linewidth=0)
     ticks = sorted(places_of(rows, axis))
     if len(ticks) > 2 and ticks[0] > 0 and ticks[-1] / ticks[0] > 4:
         axes.set_xscale("log")
-    axes.set_xticks(ticks, [place_text(rows, axis, tick).replace(" (", "\n(") for tick in ticks])
+    axes.set_xticks(ticks, [place_text(rows, axis, tick).replace(" (", "\n(") for tick in ticks], fontsize=8)
     axes.minorticks_off()
     axes.set_xlabel(AXES.get(axis, axis.replace("_", " ")))
     axes.set_title(_panel_title(rows, shared, unit), fontsize=10)
@@ -171,7 +191,7 @@ def _lines(axes, axis: str, rows: list[Record], known: list[str], colours: dict,
             Line2D([], [], color="0.3", linestyle=STYLES[number % len(STYLES)], label=_short(variant or "own", 30))
             for number, variant in enumerate(variants)
         ]
-        axes.legend(handles=handles, fontsize=7, framealpha=0.8, handlelength=3)
+        axes.legend(handles=handles, fontsize=7, framealpha=0.8, handlelength=3, loc="best")
 
 
 def _bars(axes, rows: list[Record], known: list[str], colours: dict) -> None:
@@ -199,7 +219,8 @@ def _bars(axes, rows: list[Record], known: list[str], colours: dict) -> None:
         place += 0.6
     named = any(called for _, called in ticks)
     axes.set_yticks(
-        [at for at, _ in ticks] if named else [], [_wrapped(called or "all") for _, called in ticks] if named else []
+        [at for at, _ in ticks] if named else [],
+        [_wrapped(called or "all sets") for _, called in ticks] if named else [],
     )
     axes.tick_params(axis="y", labelsize=8)
     room = max(0.0, FEWEST_BARS - place) / 2  # a single bar is no wall
@@ -223,7 +244,7 @@ def _scale(rows: Sequence[Record]) -> tuple[float, str]:
 
 def _panel_title(rows: Sequence[Record], shared: Mapping[str, Any], unit: str, several: bool = False) -> str:
     first = rows[0]
-    told = ", ".join(at_text(key, value) for key, value in shared.items())
+    told = ", ".join(shared_texts(rows, shared))
     head = title(first["name"]) + (f", {unit}" if unit else "") + (" (lower is better)" * (first["better"] == "lower"))
     below = ", ".join(text for text in ("" if several else first["evaluator"], told) if text)
     return f"{_short(head, 48)}\n{_short(below, 46)}" if below else _short(head, 48)

@@ -30,12 +30,61 @@ from typing import Any
 FORMAT = 2
 # Okabe and Ito's palette (2008): told apart by colour-blind readers and in grey
 COLOURS = ("#0072B2", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00")
-SUITE_TITLES = {
+SUITE_TITLES = {  # in the order of the claim: reads text, keeps recognising images, at every scale, at no cost
     "text": "Reading",
     "image": "Recognising pictures",
+    "retention": "Kept from the teacher",
     "scale": "Across scales",
     "cost": "Cost",
-    "retention": "Kept from the teacher",
+}
+SUITE_ABOUT = {
+    "text": "How much of a held-out text is read rightly, at which size of type, and in what ways reading fails.",
+    "image": "What the features know of pictures whose kinds no training has seen.",
+    "retention": "How near the model's features of pictures still are to those of its teacher, the encoder as it was "
+    "before training, and how much of what the teacher recognises is recognised still.",
+    "scale": "What changes with the number of pixels of an input; x1 is the model's nominal square, x4 four times it.",
+    "cost": "What the encoder takes beside the encoder that training began with, and what reading a page takes.",
+}
+SECTIONS = {  # a suite's heading in docs/evaluation.md, where its figures are defined
+    "text": "Text",
+    "image": "Image",
+    "retention": "Retention",
+    "scale": "Scale",
+    "cost": "Cost",
+}
+DEFINITIONS = Path("docs") / "evaluation.md"
+ABOUT = {  # evaluator -> what it measures
+    ("text", "blocks"): "Paragraphs of held-out manuals, the same ones rendered at each size of type.",
+    ("text", "pages"): "Whole pages of held-out manuals, the same ones rendered at each size of type.",
+    ("text", "syn-l"): "Drawn pages of dense small type.",
+    ("text", "syn-s"): "Drawn pages of sparse large type.",
+    ("text", "md-val"): "Pages with headings, lists and code, whose truth is Markdown; measured as asked for in "
+    "Markdown, and as the plain text that is read of any page.",
+    ("text", "scans"): "Real scans at 300 dpi: two magazine pages and a test page.",
+    ("text", "scan-blocks"): "The paragraphs of the same scans, each by itself.",
+    ("text", "funsd"): "Scanned forms: FUNSD's test part.",
+    ("text", "sroie"): "Scanned receipts: SROIE's test part.",
+    ("text", "cord"): "Photographed receipts: CORD's test part.",
+    ("text", "failure census"): "How reading fails: shares of images, of lines or of pairs of lines; and what is read "
+    "where nothing stands, on blank paper and on pictures without lettering.",
+    ("image", "held-out pictures"): "Neighbours, a linear probe and retrieval on frozen features; a picture is never "
+    "compared with one by the same hand.",
+    ("image", "held-out pictures by their names"): "Pictures named, and found by a caption, through a text encoder.",
+    ("image", "segmentation of made scenes"): "A linear layer on frozen patch tokens names what each stands on.",
+    ("retention", "features of the teacher"): "The same pictures' features, student against teacher: 1 is alike.",
+    ("retention", "recognition of the teacher"): "The student's figure less the teacher's on the same pictures: below "
+    "0 something was forgotten.",
+    ("scale", "pictures against resolution"): "The same pictures, each made a square of so many pixels a side.",
+    ("scale", "reading in one go"): "The same documents in so many pixels, without the reader's cutting into strips.",
+    ("scale", "pictures at two scales"): "Features of a picture at x1 against those of the same picture at another "
+    "size: 1 is alike.",
+    ("scale", "documents at two scales"): "Features of a document at x1 against those of the same document at x4.",
+    ("scale", "activations"): "How large features are: a tower with a root mean square above 10 spoils LLaVA unless a "
+    "LayerNorm stands behind it.",
+    ("cost", "encoder"): "Each encoder by itself, one image a pass. Times of two models are minutes apart here; to "
+    "compare them, take the ratios below.",
+    ("cost", "encoder against its start"): "Both in turns on the same pixels: 1 is as much as the start takes.",
+    ("cost", "reading a page"): "From the file to the text, each reader in a process of its own.",
 }
 WORDS = {  # of a figure's name, as a heading says them
     "knn": "k-NN",
@@ -58,26 +107,39 @@ AXES = {  # what a figure may be measured at -> the axis
 }
 LARGEST_FIRST = ("x_height",)  # its columns run from what is easy to what is hard
 TYPE = {"x_height": (10, 5)}  # px: what print is at 150 dpi, and small type
+WIDEST = 9  # columns of figures that a page has room for
+SUBJECTS_ACROSS = 6  # columns of subjects, likewise
 # The handful that a reader looks for first: suite, figure, which evaluators (None: the first that has it), and at
 # which places, a row each of those that were measured
 SUMMARY: tuple[tuple[str, str, tuple[str, ...] | None, Mapping[str, tuple]], ...] = (
     ("text", "word_f1", ("blocks", "pages"), TYPE),
-    ("text", "cer", ("blocks",), TYPE),
+    ("text", "cer", ("blocks", "pages"), TYPE),
     ("image", "knn_accuracy", None, {}),
-    ("image", "zero_shot_top1", None, {}),
     ("image", "probe_accuracy", None, {}),
+    ("image", "zero_shot_top1", None, {}),
     ("image", "segmentation_miou", None, {}),
-    ("scale", "cka", None, {"scale": ("x4",)}),
+    ("retention", "gain_knn_accuracy", None, {}),
     ("retention", "cosine", None, {}),
     ("retention", "cka", None, {}),
-    ("retention", "knn_agreement", None, {}),
+    ("scale", "cka", ("pictures at two scales",), {"scale": ("x4",)}),
+    ("scale", "activation_rms", None, {}),
     ("cost", "parameters", None, {}),
     ("cost", "forward_flops", None, {}),
-    ("cost", "latency", None, {}),
     ("cost", "latency_ratio", None, {}),
-    ("cost", "peak_memory", None, {}),
     ("cost", "seconds_per_page", None, {}),
+    ("cost", "peak_memory", ("reading a page",), {}),
 )
+TOLD = {  # evaluators, as a line of the summary says them; others by their name
+    "held-out pictures by their names": "held-out pictures",
+    "segmentation of made scenes": "made scenes",
+    "features of the teacher": "features of pictures, to the teacher's",
+    "recognition of the teacher": "over the teacher",
+    "pictures at two scales": "features of pictures at x1, to those at",
+    "activations": "",
+    "encoder": "",
+    "encoder against its start": "encoder over its start",
+    "reading a page": "reading a page",
+}
 
 Record = Mapping[str, Any]  # one of "figures"
 
@@ -199,13 +261,22 @@ def digits(value: float, unit: str) -> str:
     return f"{value:,.{places}f}"
 
 
-def cell(row: Record) -> str:
-    """A figure with its interval and, where there are any, its failures: ``0.912 [0.901, 0.923]``."""
+def cell(row: Record, beside: Sequence[Record] = ()) -> str:
+    """A figure with its interval and, where there are any, its failures: ``0.912 [0.901, 0.923]``. An interval without
+    width is left out: it says only that all items were alike.
+
+    Args:
+        beside: figures that this one is to be compared with, and is therefore told in one unit with.
+    """
     unit = row.get("unit", "share")
     factor, called = sensible(row["value"], unit)
+    largest = max((each["value"] for each in beside if each.get("unit", "share") == unit), key=abs, default=0.0)
+    shared, shared_called = sensible(largest, unit)
+    if beside and abs(row["value"] * shared) >= 0.05:
+        factor, called = shared, shared_called
     text = digits(row["value"] * factor, unit) + (f" {called}" if called else "")
     low, high = row.get("low"), row.get("high")
-    if low is not None and high is not None:
+    if low is not None and high is not None and not low == high == row["value"]:
         text += f" [{digits(low * factor, unit)}, {digits(high * factor, unit)}]"
     return text + (f" ({row['failed']} failed)" if row.get("failed") else "")
 
@@ -298,37 +369,67 @@ def _heading(row: Record) -> str:
 
 
 def evaluator_tables(rows: Sequence[Record], subjects: Sequence[str]) -> list[str]:
-    """The figures of one evaluator as Markdown: a table of those along each axis, and one of those that stand alone,
-    in the order in which they were measured."""
-    groups: dict[tuple, list[Record]] = {}
+    """The figures of one evaluator as Markdown: a table of those along each axis, and tables of those that stand alone
+    in the order they were measured in. Figures that were measured in the same places, or in some of them, share
+    a table; shares that are zero everywhere have a line below instead."""
+    groups: list[tuple[str | None, set[Any], list[Record]]] = []
     for name in dict.fromkeys(row["name"] for row in rows):
         named = [row for row in rows if row["name"] == name]
         axis = axis_of(named)
-        if axis is not None:
-            groups.setdefault((axis,), []).extend(named)
-            continue
-        for row in named:
-            groups.setdefault((None, *sorted(row.get("at", {}))), []).append(row)
-    return [
-        _table_along(found, axis, subjects) if axis is not None else _table_alone(found, subjects)
-        for (axis, *_), found in groups.items()
-    ]
+        places = {json.dumps(row.get("at", {}), sort_keys=True) for row in named} if axis is None else set()
+        for kind, known, found in groups:
+            if kind == axis and (axis is not None or known <= places or places <= known):
+                known |= places
+                found += named
+                break
+        else:
+            groups.append((axis, places, named))
+    return [text for axis, _, found in groups for text in _tables(found, axis, subjects)]
 
 
-def _about(rows: Sequence[Record], shared: Mapping[str, Any]) -> str:
-    """How many items, and what all were measured at: ``k 5, 60 items``."""
+def _tables(rows: Sequence[Record], axis: str | None, subjects: Sequence[str]) -> list[str]:
+    names = dict.fromkeys(row["name"] for row in rows)
+    shares = {
+        name: not any(row["value"] or row.get("failed") for row in rows if row["name"] == name)
+        and all(row.get("unit", "share") == "share" for row in rows if row["name"] == name)
+        for name in names
+    }
+    zeros = [name for name in names if shares[name]]
+    if len(zeros) == len(names):
+        zeros = []
+    kept = [row for row in rows if row["name"] not in zeros]
+    parts = [_table_along(kept, axis, subjects) if axis is not None else _table_alone(kept, subjects)]
+    if zeros:
+        parts.append(f"0 throughout: {', '.join(map(title, zeros))}.")
+    return parts
+
+
+def _about(rows: Sequence[Record], shared: Mapping[str, Any], axis: str | None = None) -> str:
+    """Who, along what, how many items, and what all were measured at: ``UNIT, k 5, 60 items``."""
     counts = sorted({row["items"] for row in rows if row.get("items")})
-    parts = [at_text(key, value) for key, value in shared.items()]
+    who = {row["subject"]: None for row in rows}
+    parts = list(who) if len(who) == 1 else []
+    if axis is not None:
+        parts.append(f"by {AXES.get(axis, axis.replace('_', ' '))}")
+    parts += shared_texts(rows, shared)
     if counts:
         less = f"{counts[0]:,} to " if len(counts) > 1 else ""
         parts.append(f"{less}{counts[-1]:,} item{'s' * (counts[-1] != 1)}")
-    return ", ".join(parts)
+    text = ", ".join(parts)
+    return f"{text if who and parts[:1] == list(who) else text[:1].upper() + text[1:]}:" if text else ""
+
+
+def shared_texts(rows: Sequence[Record], shared: Mapping[str, Any]) -> list[str]:
+    """What all of these figures were measured at, but for what their evaluator's name says already."""
+    named = rows[0]["evaluator"]
+    return [at_text(key, value) for key, value in shared.items() if not (isinstance(value, str) and value in named)]
 
 
 def _table_along(rows: Sequence[Record], axis: str, subjects: Sequence[str]) -> str:
     """A row for each figure, subject and variant; a column for each place on the axis, before them one for what was
-    measured over all places."""
+    measured over all places. A single subject has no column but is said above."""
     apart, shared = variants_of(rows, axis)
+    several = len({row["subject"] for row in rows}) > 1
     places: list[float | None] = list(places_of(rows, axis))
     if any(axis not in row["at"] for row in rows):
         places.insert(0, None)
@@ -337,46 +438,69 @@ def _table_along(rows: Sequence[Record], axis: str, subjects: Sequence[str]) -> 
         named = [row for row in rows if row["name"] == name]
         found: dict[tuple[str, str], dict[Any, str]] = {}
         for row in named:
-            found.setdefault((row["subject"], variant_text(row, apart)), {})[row["at"].get(axis)] = cell(row)
+            found.setdefault((row["subject"], variant_text(row, apart)), {})[row["at"].get(axis)] = cell(row, named)
         for (subject, variant), cells in _by_subject(found, subjects):
             table.append(
                 [
                     _heading(named[0]),
-                    subject,
+                    *([subject] if several else []),
                     *([variant] if apart else []),
                     *(cells.get(each, "-") for each in places),
                 ]
             )
     header = [
         "",
-        "",
+        *([""] if several else []),
         *([""] if apart else []),
         *("all" if place is None else place_text(rows, axis, place) for place in places),
     ]
-    about = ", ".join(text for text in (AXES.get(axis, axis.replace("_", " ")), _about(rows, shared)) if text)
-    return f"By {about}:\n\n{markdown_table(header, table)}"
+    return f"{_about(rows, shared, axis)}\n\n{markdown_table(header, table)}"
 
 
 def _table_alone(rows: Sequence[Record], subjects: Sequence[str]) -> str:
     """A row for each subject and variant and a column for each figure; where that is wider than a page, a row for each
-    figure and variant and a column for each subject."""
+    figure, and a column for each subject and variant or, where those are many, for each subject."""
     apart, shared = variants_of(rows, None)
+    names = list(dict.fromkeys(row["name"] for row in rows))
     headings = {row["name"]: _heading(row) for row in rows}
-    present = [subject for subject in subjects if any(row["subject"] == subject for row in rows)]
-    wide = len(headings) > 5 and len(present) < len(headings)
+    several = len({row["subject"] for row in rows}) > 1
     found: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        one, other = (row["name"], row["subject"]) if wide else (row["subject"], row["name"])
-        found.setdefault((one, variant_text(row, apart)), {})[other] = cell(row)
-    lines = list(found.items()) if wide else _by_subject(found, subjects)
-    columns = present if wide else list(headings)
-    table = [
-        [headings.get(one, one), *([variant] if apart else []), *(cells.get(column, "-") for column in columns)]
-        for (one, variant), cells in lines
-    ]
-    header = ["", *([""] if apart else []), *(headings.get(column, column) for column in columns)]
+        beside = [each for each in rows if each["name"] == row["name"]]
+        found.setdefault((row["subject"], variant_text(row, apart)), {})[row["name"]] = cell(row, beside)
+    lines = _by_subject(found, subjects)
     about = _about(rows, shared)
-    return (f"{about[0].upper()}{about[1:]}:\n\n" if about else "") + markdown_table(header, table)
+    if len(names) <= WIDEST:
+        header = [*([""] if several else []), *([""] if apart else []), *headings.values()]
+        table = [
+            [
+                *([subject] if several else []),
+                *([variant or "all"] if apart else []),
+                *(cells.get(name, "-") for name in names),
+            ]
+            for (subject, variant), cells in lines
+        ]
+    elif len(lines) <= SUBJECTS_ACROSS:
+        called = [
+            ", ".join([*([who] if several else []), *([at or "all"] if apart else [])]) for (who, at), _ in lines
+        ]
+        header = ["", *(text or lines[0][0][0] for text in called)]
+        table = [[headings[name], *(cells.get(name, "-") for _, cells in lines)] for name in names]
+    else:
+        present = [subject for subject in subjects if any(subject == who for (who, _), _ in lines)]
+        variants = list(dict.fromkeys(variant for (_, variant), _ in lines))
+        header = ["", *([""] if apart else []), *present]
+        table = [
+            [
+                headings[name],
+                *([variant or "all"] if apart else []),
+                *(found.get((subject, variant), {}).get(name, "-") for subject in present),
+            ]
+            for name in names
+            for variant in variants
+            if any(name in found.get((subject, variant), {}) for subject in present)
+        ]
+    return (f"{about}\n\n" if about else "") + markdown_table(header, table)
 
 
 def _by_subject(found: dict[tuple[str, str], Any], subjects: Sequence[str]) -> list[tuple[tuple[str, str], Any]]:
@@ -387,7 +511,8 @@ def _by_subject(found: dict[tuple[str, str], Any], subjects: Sequence[str]) -> l
 def summary(results: Record) -> str:
     """A table of the handful of figures that a reader looks for first, of those that were measured; one column a
     subject. Of a figure along an axis there are the places that ``SUMMARY`` names; where it names none, or none of
-    them was measured, the figure over everything or else the first place: the largest type, the smallest input."""
+    them was measured, the figure over everything or else one place: the largest type; twice the side, x4, of
+    pictures."""
     subjects = [each["name"] for each in results["subjects"]]
     lines: list[tuple[str, dict[str, str]]] = []
     for suite, name, evaluators, places in SUMMARY:
@@ -400,10 +525,14 @@ def summary(results: Record) -> str:
                 for value in values
             ]
             for rows in [rows for rows in chosen if rows] or [every] * bool(every):
-                at = _shown_at(rows)
-                told = [at_text(key, value) for key, value in at.items()]
-                heading = ", ".join([_heading(rows[0]), *([] if suite == "cost" else [evaluator]), *told])
-                lines.append((heading, _row_of_summary(rows, at)))
+                at = _shown_at(rows, results)
+                told = [at_text(key, value) for key, value in at.items() if not (key == "over" and value in evaluator)]
+                where = TOLD.get(evaluator, evaluator)
+                if where.endswith(" at") and told:  # the place is what it is compared with
+                    told = [f"{where} {told[0]}", *told[1:]]
+                elif where:
+                    told = [where, *told]
+                lines.append((", ".join([_heading(rows[0]), *told]), _row_of_summary(rows, at)))
     present = [subject for subject in subjects if any(subject in cells for _, cells in lines)]
     if not lines:
         return "No figures."
@@ -414,7 +543,8 @@ def summary(results: Record) -> str:
 def _row_of_summary(rows: Sequence[Record], at: Mapping[str, Any]) -> dict[str, str]:
     """Subject -> its figure at this place; of one that goes another way there, such as a teacher, which has no vision
     decoder, the figure of its own way, which is said."""
-    found = {row["subject"]: cell(row) for row in rows if row.get("at", {}) == at}
+    beside = [row for row in rows if row.get("at", {}) == at]
+    found = {row["subject"]: cell(row, beside) for row in beside}
     elsewhere = {key: value for key, value in at.items() if key != "way"}
     for row in rows:
         here = row.get("at", {})
@@ -423,12 +553,16 @@ def _row_of_summary(rows: Sequence[Record], at: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def _shown_at(rows: Sequence[Record]) -> dict[str, Any]:
+def _shown_at(rows: Sequence[Record], results: Record) -> dict[str, Any]:
     axis = axis_of(rows)
     if axis is None or any(axis not in row.get("at", {}) for row in rows):
         rows = [row for row in rows if axis is None or axis not in row.get("at", {})]
         return dict(rows[0].get("at", {}))
-    place = places_of(rows, axis)[0]
+    places = places_of(rows, axis)
+    place = places[0]
+    if axis == "resolution" and rows[0]["suite"] == "scale":
+        x4 = [row["at"].get(axis) for row in results["figures"] if row.get("at", {}).get("scale") == "x4"]
+        place = next((each for each in places if each in x4), place)
     return dict(next(row["at"] for row in rows if row["at"][axis] == place))
 
 
@@ -457,10 +591,12 @@ def sections(results: Record, suites: Iterable[str] | None = None, level: int = 
         if not rows and not notes:
             continue
         parts.append(f"{'#' * level} {SUITE_TITLES[suite]}")
+        parts.append(f"{SUITE_ABOUT[suite]} {_definitions(suite, results.get('definitions'))}")
         if rows and (picture := results.get("plots", {}).get(suite)):
             parts.append(f"![the figures of this section, drawn]({picture})")
         for evaluator in dict.fromkeys(row["evaluator"] for row in rows):
             parts.append(f"{'#' * (level + 1)} {evaluator}")
+            parts += [ABOUT[suite, evaluator]] if (suite, evaluator) in ABOUT else []
             parts += evaluator_tables([row for row in rows if row["evaluator"] == evaluator], subjects)
             parts += _notes([note for note in notes if note.get("evaluator") == evaluator])
         measured = {row["evaluator"] for row in rows}
@@ -469,10 +605,25 @@ def sections(results: Record, suites: Iterable[str] | None = None, level: int = 
     return "\n\n".join(parts)
 
 
+def _definitions(suite: str, link: str | None) -> str:
+    """Where the figures of a suite are defined."""
+    section = SECTIONS[suite]
+    where = f"[{DEFINITIONS.as_posix()}]({link}#{section.lower()})" if link else f"`{DEFINITIONS.as_posix()}`"
+    return f"Every figure is defined in {where}, section {section}."
+
+
 def _notes(notes: Sequence[Record]) -> list[str]:
-    lines = [note_line({"subject": note.get("subject", ""), "text": note["text"]}) for note in notes]
-    lines = list(dict.fromkeys(lines))
-    return ["\n".join(f"* {line}" for line in lines)] if lines else []
+    """What is said of several subjects alike is said once."""
+    said: dict[str, list[str]] = {}
+    for note in notes:
+        who = note.get("subject", "")
+        text = note["text"].removeprefix(f"{who}: ") if who else note["text"]
+        said.setdefault(text, []).extend([who] if who and not text.startswith(who) else [])
+    lines = []
+    for text, who in said.items():
+        names = ", ".join(dict.fromkeys(who))
+        lines.append(f"* {names}: {text}" if names else f"* {text}")
+    return ["\n".join(lines)] if lines else []
 
 
 def subject_table(results: Record) -> str:
@@ -498,8 +649,16 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
         name = f"{suite}.png"
         if plot_suite(results, suite, folder / name):
             plots[suite] = name
-    text = report_text(results | {"plots": plots})
+    text = report_text(results | {"plots": plots, "definitions": _link_to_definitions(folder)})
     (folder / "report.md").write_text(text, encoding="utf-8")
+
+
+def _link_to_definitions(folder: Path) -> str | None:
+    """From a report in this repository, such as those under ``docs/``, to the definitions; None from elsewhere."""
+    root = Path(__file__).resolve().parents[2]
+    if root not in folder.resolve().parents or not (root / DEFINITIONS).is_file():
+        return None
+    return Path(os.path.relpath(root / DEFINITIONS, folder.resolve())).as_posix()
 
 
 def report_text(results: Record) -> str:
@@ -507,14 +666,20 @@ def report_text(results: Record) -> str:
     measured = results.get("measured", [])
     taken = sum(one["seconds"] for one in measured)
     fresh = sum(not one["cached"] for one in measured)
+    number = f"{len(measured)} measure{'s' * (len(measured) != 1)}"
+    if fresh == len(measured):
+        told = f"{number} in {clock(results['seconds'])}"
+    else:
+        last = f"{fresh or 'none'} of them in the last run, the rest in earlier ones"
+        told = f"{number}, which took {clock(taken)}; {last}"
     lines = [
         f"# Evaluation of {results['model']}",
-        "Brackets hold 95% bootstrap intervals; ↓ marks what is better low.",
+        "Brackets hold 95% bootstrap intervals, over items of the same kind and not over other trainings; a figure "
+        "without is exact, or the same for every item. ↓ marks what is better low.",
         summary(results),
         "## How it was measured",
         f"```sh\n{results['command']}\n```",
-        f"{results['machine']}. {len(measured)} measures, {clock(taken)} of measuring; the last run took {fresh} of "
-        f"them and {clock(results['seconds'])}, the rest was known.",
+        f"{results['machine']}. {told}.",
         subject_table(results),
     ]
     lines += _notes([note for note in results["notes"] if not note.get("suite")])

@@ -144,6 +144,8 @@ def evaluate(
     began = time.perf_counter()
     options = options or Options()
     _check(suites, options, batch_size)
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
     subjects, notes = _subjects(model, teacher, start, stages or {}, options, device)
     evaluators, more = _evaluators(suites, options)
     out = Path(out)
@@ -573,22 +575,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `unit evaluate`; :func:`run` takes what they parse to."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder or Hub id of a UNIT checkpoint or of an encoder")
-    add("--suite", default=",".join(SUITES), help="comma-separated: %(default)s (default: all)")
+    add("--suite", default=",".join(SUITES), help="comma-separated, some of %(default)s (default: all)")
     add("--peers", default="", help="comma-separated other readers: tesseract, rapidocr, hf:MODEL (default: none)")
     add("--out", type=Path, default=Path("evaluation"), help="folder to write to (default: %(default)s)")
     add("--teacher", metavar="MODEL", help="the encoder before training (default: the one that is recorded)")
     add("--start", metavar="MODEL", help="the encoder that training began with")
     add("--stages", nargs="+", default=[], metavar="NAME=MODEL", help="checkpoints on the way, by name")
     add("--limit", type=int, help="at most so many items of each set, spread evenly")
-    add("--blocks", type=Path, help="folder of held-out blocks (default: as `unit data` builds them)")
-    add("--pages", type=Path, help="folder of held-out pages (default: likewise)")
-    add("--pictures", type=Path, help="folder of held-out pictures (default: likewise)")
-    add("--chunks", type=Path, help="folder of held-out chunks of a few lines (default: likewise)")
+    add("--blocks", type=Path, help="folder of held-out blocks: of text, only the sets that are named are read")
+    add("--pages", type=Path, help="folder of held-out pages: likewise")
     add(
         "--sets",
         default="",
-        help="comma-separated further sets of text, by name or as NAME=FOLDER: funsd, sroie, cord",
+        help="comma-separated sets of text that are read in place of the default ones, by name or as NAME=FOLDER: "
+        "funsd, sroie, cord, scans, ...; `default` among them keeps those too",
     )
+    add("--pictures", type=Path, help="folder of held-out pictures (default: as `unit data` builds them)")
+    add("--chunks", type=Path, help="folder of held-out chunks of a few lines (default: likewise)")
     add("--imagenet", metavar="FOLDER_OR_ID", help="a labelled set of pictures, such as ImageNet-1k")
     add("--segmentation", metavar="FOLDER_OR_ID", help="a set for the segmentation probe, such as ADE20K")
     add("--text-tower", metavar="MODEL", help="text encoder that names classes (default: the model's own)")
@@ -620,6 +623,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
     except ValueError as error:
         print(f"unit evaluate: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"unit evaluate: --out {arguments.out}: cannot write there: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         kept = "what was measured is kept, and the same command goes on from there"
@@ -674,11 +680,16 @@ def _stages(given: Sequence[str]) -> dict[str, str]:
     return stages
 
 
+class _Parser(argparse.ArgumentParser):
+    """One line says what is wrong."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help tells what there is\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """`unit evaluate` on its own: ``python -m training.evaluation.run``."""
-    parser = argparse.ArgumentParser(
-        prog="unit evaluate", description=__doc__.splitlines()[0].partition(": ")[2].capitalize()
-    )
+    parser = _Parser(prog="unit evaluate", description=__doc__.splitlines()[0].partition(": ")[2].capitalize())
     add_arguments(parser)
     given = list(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(given)

@@ -39,6 +39,7 @@ DEFAULT_SETS = {
     "scan-blocks": ("evaluation-scan-blocks",),
     "blank": ("evaluation-blank",),
 }
+DEFAULT = "default"  # among the sets that are named: all of DEFAULT_SETS too
 # From the Hub or a folder, when they are named.
 NAMED_SETS = {name: (f"evaluation-{name}",) for name in ("funsd", "sroie", "cord")}
 _PAGE_OF = re.compile(r"(?i)(.+\.(?:pdf|md|markdown|tiff?))#")
@@ -272,11 +273,29 @@ def default_sets(options: Options) -> list[TextSet]:
         else:
             sets.append(_known(name, folders))
     for entry in options.sets:
+        if entry == DEFAULT:
+            continue
         named = named_set(entry)
         sets = [named if one.name == named.name else one for one in sets]
         if named not in sets:
             sets.append(named)
     return sets
+
+
+def measured_sets(options: Options) -> list[TextSet]:
+    """What the suite text reads: the sets that ``options.blocks``, ``options.pages`` and ``options.sets`` name, and
+    nothing else; the default ones where none is named, and with them where ``"default"`` is among ``options.sets``.
+
+    Raises:
+        ValueError: as :func:`default_sets`.
+    """
+    sets = default_sets(options)
+    named = {"blocks"} if options.blocks is not None else set()
+    named |= {"pages"} if options.pages is not None else set()
+    named |= {entry.partition("=")[0] for entry in options.sets}
+    if not named or DEFAULT in named:
+        return sets
+    return [one for one in sets if one.name in named]
 
 
 def _known(name: str, folders: Sequence[str]) -> TextSet:
@@ -297,4 +316,5 @@ def named_set(entry: str) -> TextSet:
         return TextSet(name, (Path(folder).expanduser(),), build=f"{BUILD} {entry}")
     if entry in known:
         return _known(entry, known[entry])
-    raise ValueError(f"there is no text set called {entry!r}: name one of {', '.join(known)}, or say name=folder")
+    listed = ", ".join([*known, DEFAULT])
+    raise ValueError(f"there is no text set called {entry!r}: name one of {listed}, or say name=folder")

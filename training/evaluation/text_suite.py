@@ -15,7 +15,7 @@ from typing import Any
 
 from training.evaluation.contract import READ, Evaluator, Figure, NeverMeasured, Options, Subject, Value, Work
 from training.evaluation.readings import Reading, read_set
-from training.evaluation.sets import TextSet, default_sets
+from training.evaluation.sets import TextSet, measured_sets
 
 # Items (at each x-height) of a set, where the command line does not say [ours]. unit-tiny takes 0.28 s of one core for
 # a block, 1.1 s for a thousand characters of a page and 0.15 s for blank paper [measured]: some 220 s for all of these
@@ -189,5 +189,5 @@ def evaluators(options: Options) -> list[Evaluator]:
     Raises:
         ValueError: ``options.sets`` names a set that nobody knows.
     """
-    sets = [one for one in default_sets(options) if one.name not in TEXT_FREE]
+    sets = [one for one in measured_sets(options) if one.name not in TEXT_FREE]
     return [TextEvaluator(one, limit_of(one.name, options)) for one in sets]
