@@ -398,11 +398,11 @@ def test_the_summary_takes_print_and_small_type_and_the_scale_that_is_trained():
     at = [{"x_height": height} for height in (14, 10, 7, 5, 3)]
     rows = [row("word_f1", 0.1 * n, suite="text", evaluator="blocks", at=where) for n, where in enumerate(at)]
     sides = [({"resolution": 64}, 0.6), ({"resolution": 256, "scale": "x4"}, 0.7)]
-    rows += [row("cka", value, suite="scale", evaluator="two", at=where) for where, value in sides]
+    rows += [row("cka", value, suite="scale", evaluator="pictures at two scales", at=where) for where, value in sides]
     lines = report.summary({"subjects": [{"name": "UNIT", "role": "model"}], "figures": rows}).splitlines()[2:]
     told = [" ".join(line.replace("|", " ").split()) for line in lines]
     assert told == [
         "word F1, blocks, x-height 10 px 0.100",
         "word F1, blocks, x-height 5 px 0.300",
-        "CKA, two, 256 px, x4 0.700",
+        "CKA, features of pictures at x1, to those at 256 px, x4 0.700",
     ]

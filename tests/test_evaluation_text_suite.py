@@ -257,7 +257,7 @@ def test_a_fingerprint_says_what_is_read_and_how_much():
 
 
 def test_evaluators_are_the_sets_that_hold_text(tmp_path):
-    found = text_suite.evaluators(Options(sets=(f"mine={tmp_path}",)))
+    found = text_suite.evaluators(Options(sets=("default", f"mine={tmp_path}")))
     names = [one.name for one in found]
     assert {"blocks", "pages", "md-val", "mine"} <= set(names)
     assert "blank" not in names

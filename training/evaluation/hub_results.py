@@ -27,19 +27,13 @@ Record = Mapping[str, Any]
 
 FOLDER = "eval_results"  # beside the report; in a repository with a dot in front
 PREFIX = "unit-"  # of the files that `unit push` writes: others' stay as they are
-# figure -> (task, metric) of model-index, whose names are the Hub's
+# figure -> (task, metric) of model-index, whose names are the Hub's; one a question, for front matter is no report
 METRICS = {
     "word_f1": ("image-to-text", "f1"),
-    "word_precision": ("image-to-text", "precision"),
-    "word_recall": ("image-to-text", "recall"),
     "cer": ("image-to-text", "cer"),
-    "wer": ("image-to-text", "wer"),
-    "exact": ("image-to-text", "exact_match"),
     "knn_accuracy": ("image-classification", "accuracy"),
-    "knn_weighted_accuracy": ("image-classification", "accuracy"),
     "probe_accuracy": ("image-classification", "accuracy"),
     "zero_shot_top1": ("zero-shot-image-classification", "accuracy"),
-    "zero_shot_top5": ("zero-shot-image-classification", "accuracy"),
     "segmentation_miou": ("image-segmentation", "mean_iou"),
 }
 SUITES = ("text", "image")  # the others compare the model with itself or with others
