@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from training.data.pictures import compose
+from training.evaluation.similarity import unit_length
 
 BACKGROUNDS = ((255, 255, 255), (245, 245, 245), (230, 230, 230))  # white and two light greys, one fixed for a picture
 
@@ -63,11 +64,6 @@ def knn_names(features: np.ndarray, labels: Sequence, styles: Sequence, k: int =
 def knn_correct(features: np.ndarray, labels: Sequence, styles: Sequence, k: int = 5) -> np.ndarray:
     """(n,) bool, which pictures their neighbours name rightly. Arguments and errors as for :func:`knn_names`."""
     return knn_names(features, labels, styles, k) == np.asarray(labels)
-
-
-def knn_accuracy(features: np.ndarray, labels: Sequence, styles: Sequence, k: int = 5) -> float:
-    """Share of pictures that leave-one-style-out k-NN names rightly, 0 to 1. See :func:`knn_correct`."""
-    return float(knn_correct(features, labels, styles, k).mean())
 
 
 def knn_weighted_correct(
@@ -149,7 +145,7 @@ def _across_styles(features: np.ndarray, styles: Sequence) -> np.ndarray:
     features, styles = np.asarray(features, dtype=np.float64), np.asarray(styles)
     if features.ndim != 2 or len(features) != len(styles):
         raise ValueError(f"features of shape (n, D) with n styles are needed; got {features.shape}, {len(styles)}")
-    unit = _unit(features, "features")
+    unit = _finite_unit_length(features, "features")
     similarity = unit @ unit.T  # (n, n)
     similarity[styles[:, None] == styles[None, :]] = -np.inf
     return similarity
@@ -196,17 +192,10 @@ def zero_shot_ranks(image_embeds: np.ndarray, class_text_embeds: np.ndarray, lab
         )
     if len(labels) and not (labels.min() >= 0 and labels.max() < len(classes)):
         raise ValueError(f"labels must lie in [0, {len(classes)}), but go from {labels.min()} to {labels.max()}")
-    similarity = _unit(images, "image embeddings") @ _unit(classes, "text embeddings").T  # (n, classes)
+    images = _finite_unit_length(images, "image embeddings")
+    similarity = images @ _finite_unit_length(classes, "text embeddings").T  # (n, classes)
     right = similarity[np.arange(len(labels)), labels]
     return (similarity >= right[:, None]).sum(axis=1) - 1  # its own >= itself is taken off
-
-
-def zero_shot_accuracy(
-    image_embeds: np.ndarray, class_text_embeds: np.ndarray, labels: Sequence[int]
-) -> dict[str, float]:
-    """``{"top1": share, "top5": share}`` of pictures whose right class is among the 1 and the 5 nearest texts."""
-    ranks = zero_shot_ranks(image_embeds, class_text_embeds, labels)
-    return {"top1": float((ranks < 1).mean()), "top5": float((ranks < 5).mean())}
 
 
 def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
@@ -300,9 +289,7 @@ def validation_picture(row: dict, resolution: int) -> Image.Image:
     return compose(Image.open(io.BytesIO(row["image"]["bytes"])), resolution, background)
 
 
-def _unit(vectors: np.ndarray, what: str) -> np.ndarray:
-    """Rows made of length 1; a zero row stays zero."""
+def _finite_unit_length(vectors: np.ndarray, what: str) -> np.ndarray:
     if not np.isfinite(vectors).all():
         raise ValueError(f"{what} hold values that are not finite")
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms == 0, 1, norms)
+    return unit_length(vectors)

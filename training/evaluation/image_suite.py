@@ -28,6 +28,7 @@ from training.evaluation.contract import (
 from training.evaluation.features import FEATURES, encoded, picture_features, precision, whole_patches
 from training.evaluation.hub_results import hub_id
 from training.evaluation.picture_sets import ClassFolder, HeldOutPictures, HubClasses, hub_fingerprint
+from training.evaluation.similarity import unit_length
 from training.evaluation.subjects import looks_like_folder
 
 VERSION = 1  # raised whenever what an evaluator here measures changes
@@ -185,7 +186,7 @@ class Naming(Evaluator):
                     yield _mean(f"zero_shot_top{top}", correct, pictures.kinds, at, work, **counts)
                 if sentences is None:
                     continue
-                similarity = _unit(embeddings) @ _unit(sentences).T  # (pictures, distinct captions)
+                similarity = unit_length(embeddings) @ unit_length(sentences).T  # (pictures, distinct captions)
                 similarity[failed] = -np.inf
                 own = of[:, None] == np.arange(len(texts))[None, :]
                 for k in (1, 5):
@@ -342,9 +343,11 @@ class Classes(Evaluator):
         for feature in FEATURES:
             x, y = known[feature][~known.failed], asked[feature][~asked.failed]
             at = _at(resolution, asked.resolution, feature=feature)
-            gallery = _unit(x).T
+            gallery = unit_length(x).T
             votes = [
-                image.weighted_vote(_unit(y[start : start + 256]) @ gallery, labels, classes, WEIGHTED_NEIGHBOURS)
+                image.weighted_vote(
+                    unit_length(y[start : start + 256]) @ gallery, labels, classes, WEIGHTED_NEIGHBOURS
+                )
                 for start in range(0, len(y), 256)
             ]
             correct = _filled(np.concatenate(votes) == truth, ~asked.failed)
@@ -524,9 +527,3 @@ def _mean(
     counts["items"] -= int((~asked).sum())
     low, high = bootstrap_interval(values, groups, seed=work.seed)
     return Figure(name, float(values.mean()), low, high, at=dict(at), **counts)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows made of length 1; a zero row stays zero."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms == 0, 1, norms)

@@ -210,7 +210,7 @@ def mutual_neighbours(one: np.ndarray, other: np.ndarray, k: int = NEIGHBOURS) -
         raise ValueError(f"k must lie between 1 and {len(x) - 1}, the other items, not {k}")
     found = []
     for features in (x, y):
-        unit = _unit(features)
+        unit = unit_length(features)
         similarity = unit @ unit.T  # (n, n)
         np.fill_diagonal(similarity, -np.inf)
         member = np.zeros(similarity.shape, dtype=bool)
@@ -231,11 +231,11 @@ def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     x, y = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
     if x.shape != y.shape:
         raise ValueError(f"cosines need features of one shape, got {x.shape} and {y.shape}")
-    return (_unit(x) * _unit(y)).sum(axis=-1)
+    return (unit_length(x) * unit_length(y)).sum(axis=-1)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors of length 1; a zero vector stays zero."""
+def unit_length(vectors: np.ndarray) -> np.ndarray:
+    """Vectors along the last axis made of length 1; a zero vector stays zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(norms == 0, 1, norms)
 
