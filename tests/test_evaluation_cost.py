@@ -324,3 +324,11 @@ def test_a_checkpoint_reads_in_its_worker_as_it_reads_here(full):
 
 def test_the_suite_is_called_cost():
     assert {each.suite for each in cost.evaluators(Options())} == {"cost"}
+
+
+def test_checkpoints_saved_in_two_precisions_are_timed_in_one():
+    for saved in (torch.float32, torch.bfloat16):
+        module = torch.nn.Linear(2, 2).to(saved)
+        timed = cost.in_one_precision(module, "cpu")
+        assert timed.weight.dtype == torch.float32
+        assert module.weight.dtype == saved  # the subject's own is left as it was

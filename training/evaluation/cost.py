@@ -97,7 +97,8 @@ class EncoderCost(Evaluator):
             pixels = blank_pixels(encoder, side)
             yield exact("forward_flops", count_flops(own, pixels) / GIGA, "GFLOP", at)
             if alone:
-                passes = {"encoder": lambda pixels=pixels: forward(own, pixels)}
+                timed = in_one_precision(own, encoder.device)
+                passes = {"encoder": lambda pixels=pixels, timed=timed: forward(timed, pixels)}
                 times = interleave(passes, rounds=ROUNDS, seconds=SECONDS / 2, device=encoder.device)["encoder"]
                 yield latency(times, at, work.seed)
             if scale in memory:
@@ -132,6 +133,7 @@ class AgainstStart(Evaluator):
             work.notes.append(f"{subject.name} and {start.name} differ: {difference}.")
         yield exact("architecture_equal", float(not difference), "", {}, better="higher")
         yield exact("parameters_ratio", count_parameters(ours) / count_parameters(theirs), "", {})
+        ours, theirs = in_one_precision(ours, encoder.device), in_one_precision(theirs, other.device)
         bar = work.bar(len(SCALES), "timing both encoders", "scale")
         for scale, side in sides(encoder).items():
             at = {"scale": scale, "resolution": side}
@@ -159,6 +161,17 @@ class AgainstStart(Evaluator):
             yield Figure("latency_ratio", middle, low, high, len(ratios), unit="", at=at, better="lower")
             bar.update()
         bar.close()
+
+
+def in_one_precision(module: torch.nn.Module, device: str) -> torch.nn.Module:
+    """A copy in the precision that all are timed in: float32 on a CPU, bfloat16 on a GPU [ours]. Checkpoints are saved
+    in either, and a model in bfloat16 beside its start in float32 would be half as slow for that reason alone."""
+    import copy
+
+    import torch
+
+    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    return copy.deepcopy(module).to(dtype)
 
 
 def latency(times: Sequence[float], at: Mapping[str, Any], seed: int, of: str = "") -> Figure:
@@ -267,7 +280,7 @@ def measure_memory(path: str, device: str) -> dict[str, int]:
     from training.evaluation.subjects import PictureEncoder
 
     encoder = PictureEncoder(path, device)
-    module, kind = tower(encoder), device.partition(":")[0]
+    module, kind = in_one_precision(tower(encoder), device), device.partition(":")[0]
     found = {}
     small = blank_pixels(encoder, encoder.patch_size)
     forward(module, small)  # the buffers of libraries
