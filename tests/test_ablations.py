@@ -548,4 +548,4 @@ def test_the_command_prints_what_is_done_and_says_when_seeds_are_few(made, tmp_p
     assert main(command) == 0
     capsys.readouterr()
     assert main([*command, "--table"]) == 0
-    assert "| lora | 0.650 (2) | +0.000 (2) |" in capsys.readouterr().out
+    assert "| lora | 0.650 (2) | 0.000 (2) |" in capsys.readouterr().out  # no difference has no sign
