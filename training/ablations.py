@@ -46,7 +46,8 @@ from typing import Any
 
 import yaml
 
-from training.evaluation.cache import hash_of
+from training.errors import first_line
+from training.evaluation.cache import hash_of, write_whole
 from training.recipe_loader import RecipeLoader
 
 MARK = "ablation.json"  # in the folder of a training: what it is, and whether it is finished
@@ -467,7 +468,7 @@ class _Work:
         try:
             self.train(training)
         except Exception as error:
-            self.failures[training.key] = f"{training}: {_first_line(error)}"
+            self.failures[training.key] = f"{training}: {first_line(error)}"
             self.say(f"failed: {self.failures[training.key]}")
 
     def _entry(self, run: Run, failed: str | None) -> dict[str, Any]:
@@ -479,7 +480,7 @@ class _Work:
         try:
             figures = self.measure(self.grid, run)
         except Exception as error:
-            failed = f"{run.variant}, seed {run.seed}, measured: {_first_line(error)}"
+            failed = f"{run.variant}, seed {run.seed}, measured: {first_line(error)}"
             self.say(f"failed: {failed}")
             return entry | {"failed": failed}
         return entry | {"measured_by": self.settings, "figures": [figure.to_dict() for figure in figures]}
@@ -600,11 +601,4 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     """All of it or nothing: what is interrupted leaves the file as it was."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    part.replace(file)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines()]
-    return lines[0] if lines else type(error).__name__
+    write_whole(file, json.dumps(content, indent=1))

@@ -33,6 +33,7 @@ from modeling_unit.vision_sources_unit import save_encoder
 from . import card as cards
 from . import clean_process
 from .card_plots import plot_retention, plot_scales
+from .errors import first_line
 from .evaluation.hub_results import eval_result_files
 from .evaluation.plots import plot_suite
 from .evaluation.report import SUITE_TITLES, load_results, report_text
@@ -218,7 +219,7 @@ def load_source(source: Path, encoder_only: bool) -> tuple[Any, Any, str]:
                 processor = load_image_processor(source, local_files_only=True)
             return model.eval(), processor, "encoder"
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise PublishError(f"{source}: cannot be loaded: {_first_line(error)}") from error
+        raise PublishError(f"{source}: cannot be loaded: {first_line(error)}") from error
     if config.model_type == "llava":
         raise PublishError(
             f"{source}: a LLaVA, which this command does not check or describe; `hf upload OWNER/NAME {source}` "
@@ -375,7 +376,7 @@ def _copy_papers(source: Path, folder: Path, evaluation: str | Path | None, full
         plots = {suite: f"{suite}.png" for suite in SUITE_TITLES if plot_suite(results, suite, there / f"{suite}.png")}
         (there / REPORT).write_text(report_text(results | {"plots": plots}), encoding="utf-8")
     except ValueError as error:
-        raise PublishError(_first_line(error)) from error
+        raise PublishError(first_line(error)) from error
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise PublishError(f"{given / RESULTS}: not what unit evaluate writes: {error!r}") from error
     _write_json(there / RESULTS, results)
@@ -549,7 +550,7 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise PublishError(f"{repo_id!r} is no name for a repository: {_first_line(error)}") from error
+        raise PublishError(f"{repo_id!r} is no name for a repository: {first_line(error)}") from error
     if "/" not in repo_id:
         raise PublishError(f"{repo_id!r}: name the owner too, as in OWNER/{repo_id}")
 
@@ -736,13 +737,13 @@ def _reason(error: BaseException, repo_id: str, api: Any) -> str:
         if isinstance(each, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set: a push needs the Hub (--dry-run does without)"
         if isinstance(each, HfHubHTTPError):
-            status, said = each.response.status_code, each.server_message or _first_line(each)
+            status, said = each.response.status_code, each.server_message or first_line(each)
             reason = REASONS.get(status, "the Hub refused ({status})").format(repo_id=repo_id, status=status)
             return f"{reason}{f' [{said}]' if said else ''}"
         if isinstance(each, (_http_error(), ConnectionError, TimeoutError)):
-            broken = f"no connection to {api.endpoint}: {_first_line(each)}"
+            broken = f"no connection to {api.endpoint}: {first_line(each)}"
             return f"{broken}; the branch holds no half of this push, run it again"
-    return f"{repo_id}: {_first_line(error)}"
+    return f"{repo_id}: {first_line(error)}"
 
 
 def _masked(text: str, api: Any) -> str:
@@ -750,11 +751,6 @@ def _masked(text: str, api: Any) -> str:
     text = text.replace(token, "***") if token else text
     text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)  # what is signed lets anybody in for a while
     return " ".join(re.sub(r"\bhf_[A-Za-z0-9]{6,}", "***", text).split())
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 # -- from a recipe ------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from modeling_unit.hub_unit import FULL_AUTO_MAP, write_code
 from . import card as cards
 from . import clean_process
 from .adapter import adapter_of, export_adapter, is_folder, load_base, other_base, put_on, read_settings
+from .errors import first_line
 from .publish import (
     CHECK,
     CONFIG,
@@ -30,7 +31,6 @@ from .publish import (
     Published,
     PublishError,
     _api,
-    _first_line,
     _write_json,
     check_access,
     check_repo_id,
@@ -111,7 +111,7 @@ def publish_adapter(
         except PublishError:
             raise
         except ValueError as error:
-            raise PublishError(_first_line(error)) from error
+            raise PublishError(first_line(error)) from error
         where = {"private": private, "create_pr": create_pr, "revision": revision}
         where |= {"overwrite_card": overwrite_card, "replace": replace}
         return hand_over(folder, repo_id, api, dry_run, say, **where)
@@ -158,7 +158,7 @@ def check_adapter(adapter: Path, trained_on: Path, folder: Path, named: Path, wo
     try:
         processor = AutoProcessor.from_pretrained(trained_on, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{trained_on}: no processor can be loaded from there: {_first_line(error)}") from error
+        raise ValueError(f"{trained_on}: no processor can be loaded from there: {first_line(error)}") from error
     if llava:
         inputs = dict(processor(images=probe_picture(), text=processor.image_token, return_tensors="pt"))
     else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from training.errors import first_line
 from training.evaluation.cache import hash_of
 from training.evaluation.contract import NotMeasured
 from training.evaluation.sets import spread
@@ -381,7 +382,7 @@ class HubRows:
         try:
             found = dict(datasets.load_dataset(source, streaming=True))
         except Exception as error:  # of the network, the Hub, the format: each library has its own
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            line = first_line(error)
             hint = (
                 "; accept its terms on the Hub and log in with `hf auth login`"
                 if "gated" in str(error).lower()
@@ -446,7 +447,7 @@ def hub_fingerprint(source: str, kind: str = "dataset") -> str:
     try:
         return str(huggingface_hub.HfApi().repo_info(source, repo_type=kind, timeout=20).sha)
     except Exception as error:  # the client of the network decides which, and it is not always an OSError
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
     try:  # a copy in the cache bears its commit as its name
         return Path(huggingface_hub.snapshot_download(source, repo_type=kind, local_files_only=True)).name
     except Exception:

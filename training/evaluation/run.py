@@ -38,6 +38,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from training.errors import first_line
 from training.evaluation import report
 from training.evaluation.cache import (
     Cache,
@@ -497,7 +498,7 @@ def _check_device(device: str) -> None:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         raise ValueError(f"--device {device}: torch cannot use it here ({line})") from error
 
 

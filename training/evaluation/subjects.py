@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.errors import first_line
 from training.evaluation.cache import hash_of
 from training.evaluation.contract import DESCRIBE, ENCODE, NAME, READ, NotMeasured
 
@@ -87,7 +88,7 @@ class ModelSubject:
                 read_config(str(self.folder))
                 find_vision_source(str(self.folder))
             except (OSError, ValueError) as error:
-                line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                line = first_line(error)
                 raise ValueError(f"{self.path}: no encoder of pictures there ({line})") from error
 
     def hash(self) -> str:
@@ -187,7 +188,7 @@ def _local(path: str) -> Path:
     try:
         return Path(snapshot_download(path, allow_patterns=[*DECIDING, "*.jinja"]))
     except Exception as error:  # the client of the network decides which, and it is not always an OSError
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         raise ValueError(f"{path}: no model there, neither a folder nor a repository on the Hub ({line})") from error
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from training.errors import first_line
 from training.evaluation.contract import NotMeasured
 
 DUAL = ("clip", "siglip", "siglip2")  # models that have both halves
@@ -52,7 +53,7 @@ class TextTower:
             self.model = load(path, dtype=torch.float32, use_safetensors=True).eval().to(device)
             self.tokenizer = AutoTokenizer.from_pretrained(path)
         except Exception as error:  # of the network, the configuration, the weights, the tokenizer: a class each
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            line = first_line(error)
             raise NotMeasured(f"--text-tower {path}: no text encoder can be loaded from there ({line})") from error
         self.model_type, self.first_token = config.model_type, False
         self.image_width: int | None = None

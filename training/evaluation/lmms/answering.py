@@ -15,6 +15,7 @@ from transformers import AutoConfig, LlavaForConditionalGeneration, LlavaProcess
 
 import modeling_unit  # noqa: F401  LLaVA looks UNIT's tower up in transformers' registry
 from modeling_unit.image_processing_unit import to_rgb
+from training.errors import first_line
 from training.llava_assembly import CHAT_TEMPLATE, FLATTEN, IMAGE_TOKEN
 from training.llava_data import IGNORED, ConversationCollator
 
@@ -35,11 +36,6 @@ class Question:
     text: str
     load: Callable[[], Sequence[Any]]
     answer: str = ""
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class LlavaAnswerer:

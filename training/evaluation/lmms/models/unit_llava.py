@@ -13,7 +13,8 @@ import torch
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from training.evaluation.lmms.answering import LlavaAnswerer, Question, first_line
+from training.errors import first_line
+from training.evaluation.lmms.answering import LlavaAnswerer, Question
 
 
 class UnitLlava(lmms):
