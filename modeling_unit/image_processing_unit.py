@@ -97,6 +97,8 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
         reading_x_height, reading_lines: how the `Reader` brings pages to this model: height in pixels of a lower-case
             x, and most lines in a chunk; saved here so that a model is asked as suits it best. `None`: the `Reader`'s
             own.
+        reading_line_height, reading_baseline: every line is read alone, in a strip so many pixels high, whole patches,
+            its baseline so many pixels from the top. `None`: chunks as high as their ink.
     """
 
     model_input_names = ["pixel_values", "spatial_shapes"]
@@ -113,6 +115,8 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
         do_normalize: bool = True,
         reading_x_height: float | None = None,
         reading_lines: int | None = None,
+        reading_line_height: int | None = None,
+        reading_baseline: float | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -141,6 +145,8 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
         self.do_normalize = do_normalize
         self.reading_x_height = reading_x_height
         self.reading_lines = reading_lines
+        self.reading_line_height = reading_line_height
+        self.reading_baseline = reading_baseline
 
     @classmethod
     def from_vision_pretrained(cls, source, hub: dict[str, Any] | None = None, **settings) -> "UnitImageProcessor":

@@ -36,6 +36,8 @@ class LayoutSettings:
     max_width: int = 1024  # widest chunk in pixels
     patch_size: int = 16  # chunks are padded to a multiple of this
     max_lines: int = 3  # most lines in a chunk
+    line_height: int = 0  # px; above 0 each line is read alone, in a strip this high with its baseline at `baseline`
+    baseline: float = 12.1  # px from the top of such a strip
     margin: float = 0.5  # paper left around the ink of a chunk, in x-heights
     max_scale: float = 4.0  # most that small print is enlarged
     analysis_area: int = 6_000_000  # pages of more pixels are looked at reduced, as long as their letters allow it
@@ -45,8 +47,15 @@ class LayoutSettings:
         if self.min_x_height > self.x_height:
             raise ValueError(f"LayoutSettings.min_x_height ({self.min_x_height}) is above x_height ({self.x_height}).")
         for name, value in vars(self).items():
-            if name not in ("margin", "deskew") and not value > 0:
+            if name not in ("margin", "deskew", "line_height") and not value > 0:
                 raise ValueError(f"LayoutSettings.{name} must be above 0, got {value!r}.")
+        if self.line_height < 0 or self.line_height % self.patch_size:
+            raise ValueError(
+                f"LayoutSettings.line_height must be a multiple of the patch's side {self.patch_size} or 0, "
+                f"got {self.line_height!r}."
+            )
+        if self.line_height and not self.baseline < self.line_height:
+            raise ValueError(f"LayoutSettings.baseline ({self.baseline}) must lie within line_height.")
         if self.margin < 0:
             raise ValueError(f"LayoutSettings.margin must be at least 0, got {self.margin!r}.")
         if self.max_width < 4 * self.patch_size or self.document_area < 4 * self.patch_size**2:
@@ -60,6 +69,7 @@ class TextLine:
     box: tuple  # (x0, y0, x1, y1) around the ink, pixels of `PageLayout.image`
     x_height: float  # pixels of `PageLayout.image`
     row: int = 0  # lines of one block with the same row stand side by side
+    baseline: float = 0.0  # y of the line that its letters stand on, pixels of `PageLayout.image`
     glyphs: np.ndarray = field(default=None, repr=False, compare=False)  # indices of its connected pieces of ink
 
 
@@ -175,10 +185,14 @@ class PageLayout:
     def crop(self, chunk):
         """The picture of a chunk: `PIL.Image` of mode L at its scale, padded with white to whole patches.
 
-        Ink of other lines that reaches into the box is painted white.
+        Ink of other lines that reaches into the box is painted white. With `line_height` the baseline of its line is
+        always at the same height: what an encoder of whole patches needs not learn for each offset anew.
         """
         s, (x0, y0, x1, y1) = self.settings, chunk.box
         pad = s.margin * s.x_height / chunk.scale  # page pixels
+        if s.line_height:
+            top = chunk.lines[0].baseline - s.baseline / chunk.scale
+            y0, y1 = top + pad, top + s.line_height / chunk.scale - pad
         left, top = math.floor(x0 - pad), math.floor(y0 - pad)
         right, bottom = math.ceil(x1 + pad), math.ceil(y1 + pad)
         canvas = np.full((bottom - top, right - left), 255, np.uint8)
@@ -202,7 +216,8 @@ class PageLayout:
     def _pixels(self, box, scale):
         """Width and height of the crop of `box` at `scale`, margins included, before padding to whole patches."""
         margin = 2 * self.settings.margin * self.settings.x_height
-        return max(1, round((box[2] - box[0]) * scale + margin)), max(1, round((box[3] - box[1]) * scale + margin))
+        width, height = (box[2] - box[0]) * scale + margin, (box[3] - box[1]) * scale + margin
+        return max(1, round(width)), self.settings.line_height or max(1, round(height))
 
     def _scale(self, lines):
         """The canonical scale of lines, or a little less where that makes the widest of them fit."""
@@ -214,7 +229,7 @@ class PageLayout:
         return fitting if canonical * s.min_x_height / s.x_height <= fitting < canonical else canonical
 
     def _fits(self, lines):
-        if len(lines) > self.settings.max_lines:
+        if len(lines) > (1 if self.settings.line_height else self.settings.max_lines):
             return False
         return self._box_fits(_union([line.box for line in lines]), self._scale(lines))
 
@@ -526,7 +541,7 @@ def _measured(ink, columns, unit):
                 if counts[index] < 5 or flat[index]:
                     x_height = _borrowed(x_height, flat[index], usual)
                 baseline = tops[index] + bands[index, 1]
-                kept.append((TextLine(box, float(x_height), row_number, cell), baseline))
+                kept.append((TextLine(box, float(x_height), row_number, float(baseline), cell), baseline))
             if kept:
                 lines.append(kept)
                 row_number += 1

@@ -216,11 +216,15 @@ class Reader:
     def _default_settings(image_processor) -> LayoutSettings:
         base = LayoutSettings()
         area = int(getattr(image_processor, "document_area", base.document_area))
+        x_height = getattr(image_processor, "reading_x_height", None) or base.x_height
         return LayoutSettings(
             document_area=area,
             max_width=int(getattr(image_processor, "max_width", base.max_width)),
             patch_size=int(getattr(image_processor, "patch_size", base.patch_size)),
-            x_height=getattr(image_processor, "reading_x_height", None) or base.x_height,
+            x_height=x_height,
+            min_x_height=min(base.min_x_height, 0.9 * x_height),
+            line_height=getattr(image_processor, "reading_line_height", None) or 0,
+            baseline=getattr(image_processor, "reading_baseline", None) or base.baseline,
             max_lines=getattr(image_processor, "reading_lines", None)
             or max(base.max_lines, base.max_lines * area // base.document_area),
         )
