@@ -21,7 +21,7 @@ from PIL import Image
 from modeling_unit.image_processing_unit import UnitImageProcessor
 from modeling_unit.processing_unit import UnitProcessor
 
-from .data.augment import augment_document, composite_picture
+from .data.augment import augment_document, augment_line, composite_picture
 from .data.settings import TASKS
 from .packing import pack_rows
 from .teacher_cache import picture_key
@@ -31,7 +31,7 @@ from .tokenizer import TASK_TOKENS, byte_tokenizer
 CHARACTERS = "".join(chr(code) for code in range(33, 127))
 NO_CHARACTER, OTHER_CHARACTER = 0, len(CHARACTERS) + 1
 NUM_CHARACTER_CLASSES = len(CHARACTERS) + 2
-TEXT_STEP = 64  # text is padded to a multiple of it
+TEXT_STEP = 32  # text is padded to a multiple of it
 _CLASS_OF = {character: index + 1 for index, character in enumerate(CHARACTERS)}
 
 
@@ -209,7 +209,10 @@ class GroupCollator:
             image = _open(row).convert("L")
             boxes_given = row.get("char_boxes")  # a set need not have the column
             box = np.asarray([] if boxes_given is None else boxes_given, dtype=np.float32).reshape(-1, 4)
-            if rng is not None:
+            line = self._is_line(image)
+            if rng is not None and line:
+                image, box = augment_line(image, box, rng, processor.reading_baseline)
+            elif rng is not None:
                 image, box = augment_document(image, box, rng, row.get("x_height") or 0.0)
             width, height = processor._document_size(image.width, image.height, self.scale)
             if shape[0]:
@@ -227,6 +230,8 @@ class GroupCollator:
             array = np.asarray(image)
             paper = int(np.median(np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]])))
             spare_y, spare_x = grid_rows * patch - image.height, grid_cols * patch - image.width
+            if self._is_line(image):
+                spare_y = 0  # its baseline is where it is to be
             # a chunk may stand anywhere in its spare paper, or the model learns that text starts at the corner
             top = int(rng.integers(0, min(spare_y, patch) + 1)) if rng is not None else 0
             left = int(rng.integers(0, min(spare_x, patch) + 1)) if rng is not None else 0
@@ -243,6 +248,10 @@ class GroupCollator:
         if self.character_slots:
             out["character_classes"] = torch.from_numpy(np.stack(classes))
         return out | self._texts(texts, grid_rows, grid_cols, shape[2])
+
+    def _is_line(self, image: Image.Image) -> bool:
+        """Whether an image is one line as the `Reader` of this model cuts it: as high as its strips."""
+        return image.height == (getattr(self.image_processor, "reading_line_height", None) or 0)
 
     def _pixels(self, images: list[np.ndarray]) -> torch.Tensor:
         """Images `(H, W, C)` of one size -> `(B, C, H, W)` uint8 when `raw`, else `(B, 3, H, W)` as the model takes

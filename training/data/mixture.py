@@ -215,13 +215,15 @@ def decoded(row: dict[str, Any]) -> dict[str, Any]:
 
 # Grids and text lengths are rounded up to few sizes: oneDNN compiles a kernel for each shape of a matrix product, so a
 # run on a CPU that never repeats a shape spends its time compiling, and `torch.compile` and CUDA graphs want the same.
-COLUMN_STEP = 16
+COLUMN_STEP, LINE_COLUMN_STEP = 16, 8
 
 
 def rounded_grid(rows: int, cols: int) -> tuple[int, int]:
     """The grid that an image of rows x cols patches is padded to."""
     row_step = 1 if rows <= 6 else 2 if rows <= 12 else 4
-    return -(-rows // row_step) * row_step, -(-cols // COLUMN_STEP) * COLUMN_STEP
+    # lines of one row of patches differ in nothing but their length, and half of it would be padding
+    column_step = LINE_COLUMN_STEP if rows == 1 else COLUMN_STEP
+    return -(-rows // row_step) * row_step, -(-cols // column_step) * column_step
 
 
 class GroupShapes:
