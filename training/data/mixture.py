@@ -442,16 +442,31 @@ class GroupPlan:
             # rows that are counted out come together as they are drawn
             by_shape.setdefault((0, 0, 0) if self.arguments.rows else rows[place][0], []).append(rows[place])
         units = []  # one micro-batch for each rank, of one shape
+        rest: dict[int, list[tuple[Shape, Drawn]]] = {}  # grid rows -> what fills no micro-batch of its own shape
         for shape, members in sorted(by_shape.items()):
-            count = self.measure.rows_in(shape)
-            for start in range(0, len(members), count * self.ranks):
-                unit = members[start : start + count * self.ranks]
-                while len(unit) < count * self.ranks:
-                    unit.append(members[int(rng.integers(len(members)))])
-                largest = tuple(int(side) for side in np.max([each for each, _ in unit], axis=0))
-                unit = [row for _, row in unit]
-                units.append([(largest, unit[begin : begin + count]) for begin in range(0, len(unit), count)])
+            count = self.measure.rows_in(shape) * self.ranks
+            whole = len(members) // count * count
+            units += [members[start : start + count] for start in range(0, whole, count)]
+            rest.setdefault(shape[0], []).extend(members[whole:])
+        # Rows drawn again in their place would be a micro-batch of one row, hundreds of times: a step in a random
+        # direction. They go with larger ones, padded, and only the last of them is filled up.
+        for members in rest.values():
+            members.sort(key=lambda row: row[0][1:], reverse=True)
+            while members:
+                count = self.measure.rows_in(members[0][0]) * self.ranks
+                unit, members = members[:count], members[count:]
+                given = len(unit)
+                while len(unit) < count:
+                    unit.append(unit[int(rng.integers(given))])
+                units.append(unit)
+        units = [self._split_unit(unit) for unit in units]
         return [batch for place in rng.permutation(len(units)) for batch in units[place]]
+
+    def _split_unit(self, unit: list[tuple[Shape, Drawn]]) -> list[tuple[Shape, list[Drawn]]]:
+        """Rows that come together, to a micro-batch of each rank with what they are padded to."""
+        largest = tuple(int(side) for side in np.max([each for each, _ in unit], axis=0))
+        rows, count = [row for _, row in unit], len(unit) // self.ranks
+        return [(largest, rows[begin : begin + count]) for begin in range(0, len(rows), count)]
 
     def _packs(self, rows: list[tuple[Shape, Drawn]], rng: np.random.Generator):
         """Rows as they come, as many to a pack as fit; the last one is filled up with rows drawn again."""
