@@ -49,13 +49,17 @@ class LayoutSettings:
         for name, value in vars(self).items():
             if name not in ("margin", "deskew", "line_height") and not value > 0:
                 raise ValueError(f"LayoutSettings.{name} must be above 0, got {value!r}.")
-        if self.line_height < 0 or self.line_height % self.patch_size:
+        whole = isinstance(self.line_height, int) and self.line_height >= 0
+        if not whole or self.line_height % self.patch_size:
             raise ValueError(
                 f"LayoutSettings.line_height must be a multiple of the patch's side {self.patch_size} or 0, "
                 f"got {self.line_height!r}."
             )
-        if self.line_height and not self.baseline < self.line_height:
-            raise ValueError(f"LayoutSettings.baseline ({self.baseline}) must lie within line_height.")
+        if self.line_height and not self.x_height <= self.baseline < self.line_height:
+            raise ValueError(
+                f"LayoutSettings.baseline ({self.baseline}) must lie within line_height ({self.line_height}), with "
+                f"room above it for x_height ({self.x_height})."
+            )
         if self.margin < 0:
             raise ValueError(f"LayoutSettings.margin must be at least 0, got {self.margin!r}.")
         if self.max_width < 4 * self.patch_size or self.document_area < 4 * self.patch_size**2:
