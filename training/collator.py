@@ -97,6 +97,9 @@ class GroupCollator:
     should look at, -1 for none; natural pictures at x4 also `teacher_pixel_values` (B, 3, h, w), the same pictures at
     x1.
 
+    Documents as high as the image processor's `reading_line_height` are lines as the `Reader` cuts them: they stay as
+    high, and at the top of their grid, so that their baseline is where it is to be.
+
     Worked example: a chunk "Hi" on a 1 x 2 grid, one visual token a patch, prompt `<ocr>` gives
     input_ids `[img, img, <ocr>, H, i, <eos>]`, labels `[-100, -100, -100, H, i, <eos>]`.
 

@@ -153,7 +153,16 @@ def lines_of_page(
     x_height: tuple[float, float] = PAGE_X_HEIGHT,
     settings: LayoutSettings = LINES,
 ) -> Iterator[Cutout]:
-    """The lines of one page of a PDF, drawn at an x-height from the range `x_height` and cut as for reading."""
+    """The lines of one page of a PDF, drawn at an x-height from the range `x_height` and cut as for reading.
+
+    Args:
+        page: the page.
+        rng: draws the x-height.
+        refusals: counts why the page (`page: ...`) or lines of it (`line: ...`, see `line_cutouts`) were refused.
+        unwanted: texts that must not come out.
+        x_height: px, least and most, drawn evenly in its logarithm.
+        settings: of the cutting.
+    """
     try:
         content = read_page(page)
         size = math.exp(rng.uniform(*map(math.log, x_height)))

@@ -13,7 +13,7 @@ from .options import add_out, add_workers, parent, positive
 
 # Data set -> rows
 LINE_SETS = {
-    "lines-train": 400_000,
+    "lines-train": 300_000,
     "lines-development": 4_000,
     "made-lines-train": 80_000,
     "blank-lines-train": 12_000,
