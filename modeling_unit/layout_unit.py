@@ -502,7 +502,7 @@ def _measured(ink, columns, unit):
 
     The x-height is the height of the band between the outermost rows of pixels that hold half as much ink as the band
     does, to a fraction of a pixel. Lines of capitals or figures, which have no band of their own, take the page's
-    usual size.
+    usual size, and so do those whose leader dots outweigh their letters.
     """
     cells = [cell for rows in columns for row in rows for cell in row]
     if not cells:
@@ -527,7 +527,9 @@ def _measured(ink, columns, unit):
     sizes = bands[:, 1] - bands[:, 0]
     counts = np.array([len(cell) for cell in cells])
     sure = ~flat & (counts >= 5)
-    usual = float(np.median(np.repeat(sizes[sure], counts[sure]))) if sure.any() else 0.0
+    spiky = heights > 3.2 * sizes  # as high as letters with tops and tails are not: dots, or tall brackets
+    dotted = spiky & (sizes < 0.5 * _typical(sizes, counts, sure & ~spiky))
+    usual = _typical(sizes, counts, sure & ~dotted)
 
     result, row_number = [], 0
     position = 0
@@ -544,6 +546,8 @@ def _measured(ink, columns, unit):
                 x_height = sizes[index]
                 if counts[index] < 5 or flat[index]:
                     x_height = _borrowed(x_height, flat[index], usual)
+                elif dotted[index]:
+                    x_height = usual
                 baseline = tops[index] + bands[index, 1]
                 kept.append((TextLine(box, float(x_height), row_number, float(baseline), cell), baseline))
             if kept:
@@ -551,6 +555,11 @@ def _measured(ink, columns, unit):
                 row_number += 1
         result.append(lines)
     return result
+
+
+def _typical(sizes, counts, which):
+    """Median x-height of the lines `which`, each counted as often as it has glyphs; 0 where there is none."""
+    return float(np.median(np.repeat(sizes[which], counts[which]))) if which.any() else 0.0
 
 
 def _band(profile):

@@ -140,6 +140,27 @@ def test_a_line_of_capitals_takes_the_x_height_of_its_neighbours():
     assert capitals.x_height == pytest.approx((first.x_height + last.x_height) / 2, rel=0.06)
 
 
+def test_a_line_of_leader_dots_takes_the_x_height_of_its_neighbours():
+    sheet = Sheet(900, 400)
+    sheet.paragraph(20, 20, 4, words=11)
+    for row, title in enumerate(("Foxes", "Dolls", "Oxen")):
+        sheet.line(20, 150 + 30 * row, f"{title} {'. ' * 60} {219 + row}")
+    lines = analyse_page(sheet.image, STRIPS).lines
+    assert_same_boxes([line.box for line in lines], sheet.boxes, 4)
+    for line, box in zip(lines[4:], sheet.boxes[4:], strict=True):
+        assert line.x_height == pytest.approx(x_height(20), abs=1.0)
+        assert line.baseline == pytest.approx(box[3], abs=1.5)  # figures and dots stand on it
+
+
+def test_small_print_keeps_its_own_x_height():
+    sheet = Sheet(900, 400)
+    sheet.paragraph(20, 20, 4, words=8, size=30)
+    sheet.line(20, 250, sentence(0, 12), 11)
+    *large, small = analyse_page(sheet.image).lines
+    assert small.x_height < 0.5 * large[0].x_height
+    assert small.x_height == pytest.approx(x_height(11), abs=1.0)
+
+
 def test_a_first_line_set_in_begins_a_block():
     sheet = Sheet(760, 400)
     sheet.paragraph(60, 30, 3, words=12)
