@@ -98,7 +98,10 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
             x, and most lines in a chunk; saved here so that a model is asked as suits it best. `None`: the `Reader`'s
             own.
         reading_line_height, reading_baseline: every line is read alone, in a strip so many pixels high, whole patches,
-            its baseline so many pixels from the top. `None`: chunks as high as their ink.
+            its baseline so many pixels from the top. Both or neither; `None`: chunks as high as their ink.
+
+    Raises:
+        ValueError: a setting that cannot be, in one line.
     """
 
     model_input_names = ["pixel_values", "spatial_shapes"]
@@ -135,6 +138,23 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
             raise ValueError(
                 f"base_size ({base_size}) and max_side ({max_side}) must be at least patch_size ({patch_size})."
             )
+        if (reading_line_height is None) != (reading_baseline is None):
+            raise ValueError(
+                "reading_line_height and reading_baseline go together, got "
+                f"{reading_line_height!r} and {reading_baseline!r}."
+            )
+        if reading_line_height is not None:
+            whole = isinstance(reading_line_height, int) and reading_line_height > 0
+            if not whole or reading_line_height % patch_size:
+                raise ValueError(
+                    f"reading_line_height must be a multiple of patch_size ({patch_size}), "
+                    f"got {reading_line_height!r}."
+                )
+            if not isinstance(reading_baseline, (int, float)) or not 0 < reading_baseline < reading_line_height:
+                raise ValueError(
+                    f"reading_baseline must lie within reading_line_height ({reading_line_height}), "
+                    f"got {reading_baseline!r}."
+                )
         self.patch_size = patch_size
         self.base_size = base_size
         self.scale_factor = scale_factor

@@ -49,13 +49,17 @@ class LayoutSettings:
         for name, value in vars(self).items():
             if name not in ("margin", "deskew", "line_height") and not value > 0:
                 raise ValueError(f"LayoutSettings.{name} must be above 0, got {value!r}.")
-        if self.line_height < 0 or self.line_height % self.patch_size:
+        whole = isinstance(self.line_height, int) and self.line_height >= 0
+        if not whole or self.line_height % self.patch_size:
             raise ValueError(
                 f"LayoutSettings.line_height must be a multiple of the patch's side {self.patch_size} or 0, "
                 f"got {self.line_height!r}."
             )
-        if self.line_height and not self.baseline < self.line_height:
-            raise ValueError(f"LayoutSettings.baseline ({self.baseline}) must lie within line_height.")
+        if self.line_height and not self.x_height <= self.baseline < self.line_height:
+            raise ValueError(
+                f"LayoutSettings.baseline ({self.baseline}) must lie within line_height ({self.line_height}), with "
+                f"room above it for x_height ({self.x_height})."
+            )
         if self.margin < 0:
             raise ValueError(f"LayoutSettings.margin must be at least 0, got {self.margin!r}.")
         if self.max_width < 4 * self.patch_size or self.document_area < 4 * self.patch_size**2:
@@ -498,7 +502,7 @@ def _measured(ink, columns, unit):
 
     The x-height is the height of the band between the outermost rows of pixels that hold half as much ink as the band
     does, to a fraction of a pixel. Lines of capitals or figures, which have no band of their own, take the page's
-    usual size.
+    usual size, and so do those whose leader dots outweigh their letters.
     """
     cells = [cell for rows in columns for row in rows for cell in row]
     if not cells:
@@ -523,7 +527,9 @@ def _measured(ink, columns, unit):
     sizes = bands[:, 1] - bands[:, 0]
     counts = np.array([len(cell) for cell in cells])
     sure = ~flat & (counts >= 5)
-    usual = float(np.median(np.repeat(sizes[sure], counts[sure]))) if sure.any() else 0.0
+    spiky = heights > 3.2 * sizes  # as high as letters with tops and tails are not: dots, or tall brackets
+    dotted = spiky & (sizes < 0.5 * _typical(sizes, counts, sure & ~spiky))
+    usual = _typical(sizes, counts, sure & ~dotted)
 
     result, row_number = [], 0
     position = 0
@@ -540,6 +546,8 @@ def _measured(ink, columns, unit):
                 x_height = sizes[index]
                 if counts[index] < 5 or flat[index]:
                     x_height = _borrowed(x_height, flat[index], usual)
+                elif dotted[index]:
+                    x_height = usual
                 baseline = tops[index] + bands[index, 1]
                 kept.append((TextLine(box, float(x_height), row_number, float(baseline), cell), baseline))
             if kept:
@@ -547,6 +555,11 @@ def _measured(ink, columns, unit):
                 row_number += 1
         result.append(lines)
     return result
+
+
+def _typical(sizes, counts, which):
+    """Median x-height of the lines `which`, each counted as often as it has glyphs; 0 where there is none."""
+    return float(np.median(np.repeat(sizes[which], counts[which]))) if which.any() else 0.0
 
 
 def _band(profile):

@@ -212,7 +212,7 @@ BROKEN = {
     ),
     "more queries than positions": (
         around(connector_config={"connector_type": "qformer", "num_attention_heads": 2, "num_queries": 250}),
-        "Group document_x4: 250 visual tokens and 64 of text are more than the language decoder's 256 positions",
+        "Group document_x4: 250 visual tokens and 32 of text are more than the language decoder's 256 positions",
     ),
     "a number that is text": (
         around(connector_config={"unshuffle": "2"}),

@@ -18,7 +18,7 @@ from training.collator import (
     character_targets,
     normalized_pixels,
 )
-from training.data.augment import augment_document, black_and_white, coarse, composite_picture
+from training.data.augment import augment_document, augment_line, black_and_white, coarse, composite_picture
 from training.data.schema import OPTIONAL
 
 
@@ -142,7 +142,7 @@ def test_rows_of_a_batch_share_one_grid_and_one_length():
     batch = collator(slots=1)(rows, None)
     assert batch["pixel_values"].shape == (2, 3, 16, 48)
     visual = 2 * 6
-    assert batch["input_ids"].shape == (2, visual + 2 * TEXT_STEP)  # 70 bytes, a prompt and an end need two steps
+    assert batch["input_ids"].shape == (2, visual + 96)  # 70 bytes, a prompt and an end need three steps of 32
     assert batch["attention_mask"].sum(dim=1).tolist() == [visual + 1 + 4 + 1, visual + 1 + 70 + 1]
     assert batch["character_classes"].shape == (2, visual, 1)
 
@@ -240,7 +240,140 @@ def test_boxes_move_with_the_augmented_text(seed):
     assert int(batch["character_classes"][0, place, 0]) == class_of("a")
 
 
+# -- lines as the Reader cuts them -------------------------------------------------------------------
+
+STRIPS = {"reading_line_height": 16, "reading_baseline": 12.0}  # two patches high
+
+
+def block_row(width: int, height: int, box: tuple[int, int, int, int]) -> dict:
+    """A row of one character: a black block where `box` says, on white."""
+    page = np.full((height, width), 255, dtype=np.uint8)
+    page[box[1] : box[3], box[0] : box[2]] = 0
+    row = document_row("a", width, height)
+    return row | {"image": {"bytes": png(Image.fromarray(page)), "path": None}, "char_boxes": list(box)}
+
+
+def lower_edges(height: int, seeds=range(40), **settings) -> list[float]:
+    """Rows of pixels in which a block ends that stood at 12, on a grid of 4 rows, for several seeds."""
+    row, edges = block_row(60, height, (20, 4, 40, 12)), []
+    collate = collator(do_normalize=False, **settings)
+    for seed in seeds:
+        pixels = collate([row], np.random.default_rng(seed), (4, 9, 0))["pixel_values"][0, 0].numpy()
+        profile = np.abs(pixels - np.median(pixels)).sum(axis=1)
+        edges.append(np.flatnonzero(profile > 0.5 * profile.max())[-1] + 1)
+    return edges
+
+
+def test_a_strip_keeps_its_baseline_row_and_a_chunk_need_not():
+    # augmentation moves a baseline by 1.4 pixels at most, and an edge of half ink may count or not
+    assert max(abs(edge - 12) for edge in lower_edges(16, **STRIPS)) <= 2
+    # 20 pixels in a grid of 32: anywhere in the 8 pixels of a patch
+    assert max(lower_edges(20, **STRIPS)) >= 17
+
+
+def test_chunks_of_another_height_are_treated_as_before():
+    for row in (document_row("ab\ncd", 40, 24), document_row("ab", 40, 8)):
+        for seed in range(3):
+            given = [
+                collator(slots=1, **settings)([row], np.random.default_rng(seed), (4, 8, 0))
+                for settings in (STRIPS, {})
+            ]
+            assert all(torch.equal(given[0][key], given[1][key]) for key in given[1])
+
+
+def test_a_strip_stands_at_the_top_without_a_generator_too():
+    pixels = collator(do_normalize=False, **STRIPS)([block_row(60, 16, (20, 4, 40, 12))], None, (4, 9, 0))
+    dark = pixels["pixel_values"][0, 0].numpy() < 0.5
+    assert np.argwhere(dark).min(axis=0).tolist() == [4, 20]
+    assert np.argwhere(dark).max(axis=0).tolist() == [11, 39]
+
+
+@pytest.mark.parametrize(
+    ("width", "cols", "expected"),
+    [
+        (70, 9, 72),  # the columns of the grid
+        (60, 0, 128),  # of no given grid: max_side
+        (300, 9, 300),  # is shrunk as it is
+    ],
+)
+def test_a_strip_never_grows_so_wide_that_it_would_be_shrunk(monkeypatch, width, cols, expected):
+    asked = []
+
+    def widened(image, boxes, rng, baseline, widest):
+        asked.append((image.width, baseline, widest))
+        return image, boxes
+
+    monkeypatch.setattr("training.collator.augment_line", widened)
+    collator(**STRIPS)([document_row("ab", width, 16)], np.random.default_rng(0), (2 if cols else 0, cols, 0))
+    assert asked == [(width, 12.0, expected)]
+
+
 # -- augmentation ----------------------------------------------------------------------------------
+
+
+def changed_line(seed: int, **given) -> tuple[np.ndarray, np.ndarray]:
+    """A strip of 160 x 16 with blocks that stand on y = 12, changed: pixels and boxes."""
+    page = np.full((16, 160), 255, dtype=np.uint8)
+    boxes = np.array([[40, 5, 46, 12], [0, 0, 0, 0], [100, 3, 108, 12]], dtype=np.float32)
+    for x0, y0, x1, y1 in boxes.astype(int):
+        page[y0:y1, x0:x1] = 0
+    image, moved = augment_line(Image.fromarray(page), boxes, np.random.default_rng(seed), 12.0, **given)
+    assert boxes[0].tolist() == [40, 5, 46, 12]  # what was given is not changed
+    return np.asarray(image), moved
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_boxes_of_a_line_stay_on_their_ink(seed):
+    pixels, boxes = changed_line(seed)
+    assert boxes[1].tolist() == [0, 0, 0, 0]  # white space
+    ink = np.median(pixels) - pixels.astype(np.float64)
+    ink[ink < 0.4 * ink.max()] = 0  # noise
+    for box in boxes[[0, 2]]:
+        left, right = int(box[0]) - 6, int(box[2]) + 7
+        rows, columns = ink[:, left:right].sum(axis=1), ink[:, left:right].sum(axis=0)
+        middle_y = (rows * (np.arange(16) + 0.5)).sum() / rows.sum()
+        middle_x = (columns * (np.arange(left, right) + 0.5)).sum() / columns.sum()
+        assert middle_x == pytest.approx((box[0] + box[2]) / 2, abs=0.75)
+        assert middle_y == pytest.approx((box[1] + box[3]) / 2, abs=0.75)
+
+
+def test_a_line_keeps_its_height_and_nearly_its_size_and_baseline():
+    widths, baselines = [], []
+    for seed in range(200):
+        pixels, boxes = changed_line(seed)
+        assert pixels.shape[0] == 16
+        assert pixels.dtype == np.uint8
+        widths.append(pixels.shape[1] / 160)
+        baselines.append(boxes[0, 3] - 12)
+    assert 0.93 * 0.92 - 0.01 <= min(widths) < 0.95
+    assert 1.05 < max(widths) <= 1.07 * 1.08 + 0.01
+    assert np.abs(baselines).max() <= 1.41
+    assert np.std(baselines) == pytest.approx(0.5, rel=0.25)
+    assert np.mean(baselines) == pytest.approx(0.0, abs=0.12)
+
+
+def test_a_line_is_never_wider_than_it_may_be():
+    widths = [changed_line(seed, widest=163)[0].shape[1] for seed in range(40)]
+    assert max(widths) == 163
+    assert min(widths) < 155
+    _, boxes = changed_line(int(np.argmax(widths)), widest=163)
+    assert boxes[2, 2] <= 163 * 108 / 160 + 1.5  # its boxes are as narrow as it is
+
+
+def test_same_generator_state_same_line():
+    for seed in range(20):
+        (first, boxes), (second, same) = changed_line(seed), changed_line(seed)
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_array_equal(boxes, same)
+    assert len({changed_line(seed)[0].tobytes() for seed in range(20)}) == 20
+
+
+def test_a_strip_with_nothing_to_read_is_changed_too():
+    strip = Image.fromarray(np.random.default_rng(0).integers(0, 256, size=(16, 64), dtype=np.uint8))
+    for seed in range(20):
+        image, boxes = augment_line(strip, np.zeros((0, 4), np.float32), np.random.default_rng(seed), 12.1)
+        assert (image.mode, image.height) == ("L", 16)
+        assert boxes.shape == (0, 4)
 
 
 def test_augmented_documents_stay_readable_in_size():

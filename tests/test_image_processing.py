@@ -314,12 +314,34 @@ def test_wrong_settings_are_refused(name, value):
         image_processor(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("line_height", "baseline", "words"),
+    [
+        (16, None, "go together, got 16 and None"),
+        (None, 12.1, "go together, got None and 12.1"),
+        (20, 12.1, r"reading_line_height must be a multiple of patch_size \(8\), got 20"),
+        (0, 12.1, "reading_line_height must be a multiple"),
+        (16.0, 12.1, "reading_line_height must be a multiple"),
+        (16, 16, r"reading_baseline must lie within reading_line_height \(16\), got 16"),
+        (16, 0.0, "reading_baseline must lie within"),
+        (16, "12", "reading_baseline must lie within"),
+        (16, float("nan"), "reading_baseline must lie within"),
+    ],
+)
+def test_strips_that_no_line_can_be_read_in_are_refused_in_one_line(line_height, baseline, words):
+    with pytest.raises(ValueError, match=words) as error:
+        image_processor(reading_line_height=line_height, reading_baseline=baseline)
+    assert "\n" not in str(error.value)
+
+
 def test_settings_survive_saving(tmp_path):
-    processor = image_processor(image_mean=[0.1, 0.2, 0.3], do_normalize=False, scale_as="side")
+    reading = {"reading_x_height": 7.5, "reading_line_height": 16, "reading_baseline": 12.1}
+    processor = image_processor(image_mean=[0.1, 0.2, 0.3], do_normalize=False, scale_as="side", **reading)
     processor.save_pretrained(tmp_path)
     loaded = UnitImageProcessor.from_pretrained(tmp_path)
     for name in ("patch_size", "base_size", "scale_factor", "scale_as", "max_side", "image_mean", "image_std"):
         assert getattr(loaded, name) == getattr(processor, name), name
     assert loaded.do_normalize is False
+    assert {name: getattr(loaded, name) for name in reading} == reading
     picture = noise(50, 20)
     torch.testing.assert_close(loaded(picture)["pixel_values"], processor(picture)["pixel_values"])

@@ -140,6 +140,27 @@ def test_a_line_of_capitals_takes_the_x_height_of_its_neighbours():
     assert capitals.x_height == pytest.approx((first.x_height + last.x_height) / 2, rel=0.06)
 
 
+def test_a_line_of_leader_dots_takes_the_x_height_of_its_neighbours():
+    sheet = Sheet(900, 400)
+    sheet.paragraph(20, 20, 4, words=11)
+    for row, title in enumerate(("Foxes", "Dolls", "Oxen")):
+        sheet.line(20, 150 + 30 * row, f"{title} {'. ' * 60} {219 + row}")
+    lines = analyse_page(sheet.image, STRIPS).lines
+    assert_same_boxes([line.box for line in lines], sheet.boxes, 4)
+    for line, box in zip(lines[4:], sheet.boxes[4:], strict=True):
+        assert line.x_height == pytest.approx(x_height(20), abs=1.0)
+        assert line.baseline == pytest.approx(box[3], abs=1.5)  # figures and dots stand on it
+
+
+def test_small_print_keeps_its_own_x_height():
+    sheet = Sheet(900, 400)
+    sheet.paragraph(20, 20, 4, words=8, size=30)
+    sheet.line(20, 250, sentence(0, 12), 11)
+    *large, small = analyse_page(sheet.image).lines
+    assert small.x_height < 0.5 * large[0].x_height
+    assert small.x_height == pytest.approx(x_height(11), abs=1.0)
+
+
 def test_a_first_line_set_in_begins_a_block():
     sheet = Sheet(760, 400)
     sheet.paragraph(60, 30, 3, words=12)
@@ -327,6 +348,102 @@ def test_a_drop_of_ink_as_high_as_the_page_does_not_break_the_budget():
         assert crop.width * crop.height <= 65536
 
 
+# -------------------------------------------------------------------------------------------------------------- strips
+
+STRIPS = LayoutSettings(x_height=7.5, min_x_height=6.75, line_height=16, baseline=12.1)
+
+
+def written(sheet, x, baseline, text, size):
+    """Draw text that stands on `baseline`, the y of the first row of pixels below its letters."""
+    sheet.draw.text((x, baseline), text, font=font(size), fill=sheet.ink, anchor="ls")
+
+
+def strips(layout):
+    return [np.asarray(layout.crop(chunk), np.float64) for chunk in layout.chunks()]
+
+
+def foot(strip, width):
+    """Where stems end that the last `width` columns of ink hold: y of their lower border, to a fraction of a pixel."""
+    ink = 255 - strip
+    end = np.flatnonzero(ink.max(axis=0) > 100)[-1] + 1
+    rows = ink[:, end - width : end].sum(axis=1)
+    return 10 + rows[10:].sum() / rows[8:10].mean()  # rows 8 and 9 are amid an x-height of 7.5 above 12.1
+
+
+@pytest.mark.parametrize("size", [14, 20, 32, 47])
+def test_a_strip_has_its_letters_on_the_same_baseline_whatever_their_size(size):
+    sheet = Sheet(40 * size, 9 * size)
+    tail = "hnhnhnhn"  # stems alone reach down to the baseline
+    for row, words in enumerate(("quickly jogging by", "above the flocks", "of kept oxen, happy")):
+        written(sheet, size, round((2 + 2.2 * row) * size), f"{words} {tail}", size)
+    layout = analyse_page(sheet.image, STRIPS)
+    chunks = layout.chunks()
+    assert len(chunks) == 3
+    for chunk, strip in zip(chunks, strips(layout), strict=True):
+        assert strip.shape[0] == 16
+        assert strip.shape[1] % 16 == 0
+        width = 0.9 * font(size).getlength(tail) * chunk.scale
+        assert foot(strip, int(width)) == pytest.approx(12.1, abs=0.5)
+        assert chunk.scale * x_height(size) == pytest.approx(7.5, rel=0.13)
+
+
+def test_the_baseline_is_where_it_was_set():
+    sheet = Sheet(700, 100)
+    written(sheet, 20, 50, "quickly jogging by hnhnhnhn", 24)
+    feet = []
+    for baseline in (11.0, 12.5):
+        layout = analyse_page(
+            sheet.image, LayoutSettings(x_height=7.5, line_height=16, min_x_height=6, baseline=baseline)
+        )
+        feet.append(foot(strips(layout)[0], 20))
+    assert feet[1] - feet[0] == pytest.approx(1.5, abs=0.2)
+
+
+def test_every_line_has_a_strip_of_its_own():
+    sheet = Sheet(700, 400)
+    sheet.paragraph(30, 30, 7, words=8)
+    assert [len(chunk.lines) for chunk in analyse_page(sheet.image, STRIPS).chunks()] == [1] * 7
+
+
+def test_other_lines_are_painted_out_of_a_strip():
+    lines = ["gypsy jogging by a quay, happy puppy", "hopping along, kindly philosophy", "big quaggy kelp by jetty"]
+    sheet, alone = Sheet(560, 150), Sheet(560, 150)
+    for row, text in enumerate(lines):
+        written(sheet, 20, 40 + 27 * row, text, 26)
+    written(alone, 20, 67, lines[1], 26)
+    # 27 of the page's pixels are two x-heights: the strip reaches over the lines above and below
+    settings = LayoutSettings(x_height=7.5, min_x_height=6.75, line_height=48, baseline=26.0)
+    layout, only = analyse_page(sheet.image, settings), analyse_page(alone.image, settings)
+    got, wanted = strips(layout)[1], strips(only)[0]
+    assert got.shape == wanted.shape
+    assert np.abs(got - wanted).mean() < 2
+    assert got[:12].min() > 200
+    assert got[-12:].min() > 200
+
+
+def test_the_parts_of_a_long_line_keep_its_baseline():
+    sheet = Sheet(3000, 80)
+    written(sheet, 20, 50, sentence(0, 50), 28)
+    layout = analyse_page(sheet.image, STRIPS)
+    parts = strips(layout)
+    assert len(parts) >= 2
+    assert all(part.shape[0] == 16 and part.shape[1] <= STRIPS.max_width for part in parts)
+    for part in parts:
+        ink = (255 - part).sum(axis=1)
+        middle = ink[8:11].mean()
+        assert ink[11] > 0.5 * middle  # the last row above the baseline, at 12.1
+        assert ink[13] < 0.4 * middle  # tails alone
+
+
+def test_a_strip_at_the_edge_of_the_page_is_filled_up_with_paper():
+    sheet = Sheet(420, 24)
+    written(sheet, 4, 20, "moon over the bay hnhnhnhn", 20)
+    strip = strips(analyse_page(sheet.image, STRIPS))[0]
+    assert strip.shape[0] == 16
+    assert foot(strip, 20) == pytest.approx(12.1, abs=0.5)
+    assert strip[15].min() > 200
+
+
 # ------------------------------------------------------------------------------------------------------------ settings
 
 
@@ -339,3 +456,19 @@ def test_settings_below_zero_are_refused(name):
 def test_a_budget_of_less_than_four_patches_is_refused():
     with pytest.raises(ValueError, match="four patches"):
         LayoutSettings(document_area=512)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"line_height": -16}, "line_height must be a multiple of the patch's side 16"),
+        ({"line_height": 24}, "line_height must be a multiple of the patch's side 16"),
+        ({"line_height": 16.0}, "line_height must be a multiple of the patch's side 16"),
+        ({"line_height": 16, "baseline": 16.0}, "baseline .* must lie within line_height"),
+        ({"line_height": 16, "baseline": 5.0}, "room above it for x_height"),
+    ],
+)
+def test_strips_that_cannot_be_are_refused_in_one_line(settings, named):
+    with pytest.raises(ValueError, match=named) as error:
+        LayoutSettings(**settings)
+    assert "\n" not in str(error.value)

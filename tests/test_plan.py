@@ -308,7 +308,7 @@ def test_rows_and_shapes_come_from_the_recipes_own_data(tiny_recipe):
     plan = make_plan(tiny_recipe, "4xH100")
     shapes = {group.name: (group.rows, group.grid, group.text) for group in plan.batch}
     # pages of 48 x 16 pixels and patches of 8 make 2 x 6, padded to 16 columns
-    assert shapes == {"document_x4": (3, (2, 16), 64), "natural_x1": (2, (4, 4), 64)}
+    assert shapes == {"document_x4": (3, (2, 16), 32), "natural_x1": (2, (4, 4), 32)}
     assert plan.batch_from == "the recipe's data"
     assert plan.rows_per_step == 5 * 2 * 4
     assert plan.paper["steps"] == 15_000_000 // 40
@@ -330,12 +330,12 @@ def test_local_data_in_another_layout_is_read_too(tiny_recipe):
     evaluated += ["training.early_stopping_patience=2", "training.save_strategy=best"]
     plan = make_plan(tiny_recipe, "H100", overrides=[groups, *evaluated])
     assert plan.batch_from == "the recipe's data"
-    # 100 bytes, a prompt and an end, in whole steps of 64
+    # 100 bytes, a prompt and an end, in whole steps of 32
     assert [(group.name, group.rows, group.text) for group in plan.batch] == [("natural_x1", 2, 128)]
 
 
 def test_texts_are_counted_in_the_pieces_of_a_start_that_is_yet_to_be_written(tiny_recipe):
-    """Stage 2 reads with the decoder that stage 1 is given: 200 bytes are 20 words."""
+    """Stage 2 reads with the decoder that stage 1 is given: 200 bytes are 20 words, one step of 32."""
     folder = tiny_recipe.parent
     vocabulary = {piece: index for index, piece in enumerate(["</s>", "<unk>", "wordsword"])}
     words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
@@ -355,7 +355,7 @@ def test_texts_are_counted_in_the_pieces_of_a_start_that_is_yet_to_be_written(ti
     for path in (tiny_recipe, folder / "stage2.yaml"):
         plan = make_plan(path, "H100")
         assert plan.batch_from == "the recipe's data"
-        assert {group.name: group.text for group in plan.batch}["document_x4"] == 64
+        assert {group.name: group.text for group in plan.batch}["document_x4"] == 32
 
 
 def test_an_encoder_with_a_head_that_nothing_reads(tiny_recipe):

@@ -474,7 +474,7 @@ def test_when_every_shard_is_gone_the_run_stops_and_says_so(tmp_path):
 
 def test_rows_longer_than_the_decoder_are_left_out_and_counted(shards):
     refusals = Refusals(max_share=1.0)
-    # 32 patches (2 x 16) and 64 text tokens fit; the longer texts, a third, and the largest images do not
+    # 48 patches (3 x 16) and 32 text tokens fit; the longer texts, a third, have 96 tokens and do not
     one = group(shards, positions=96, refusals=refusals)
     assert all(shape[0] * shape[1] + shape[2] <= 96 for shape in one.levels[8].shapes)
     reasons = refusals.as_dict()[str(shards / "chunks")]["reasons"]

@@ -97,6 +97,9 @@ class GroupCollator:
     should look at, -1 for none; natural pictures at x4 also `teacher_pixel_values` (B, 3, h, w), the same pictures at
     x1.
 
+    Documents as high as the image processor's `reading_line_height` are lines as the `Reader` cuts them: they stay as
+    high, and at the top of their grid, so that their baseline is where it is to be.
+
     Worked example: a chunk "Hi" on a 1 x 2 grid, one visual token a patch, prompt `<ocr>` gives
     input_ids `[img, img, <ocr>, H, i, <eos>]`, labels `[-100, -100, -100, H, i, <eos>]`.
 
@@ -204,14 +207,15 @@ class GroupCollator:
     def _documents(self, rows, rng, shape):
         processor = self.image_processor
         patch = processor.patch_size
-        images, boxes = [], []
+        images, boxes, lines = [], [], []
         for row in rows:
             image = _open(row).convert("L")
             boxes_given = row.get("char_boxes")  # a set need not have the column
             box = np.asarray([] if boxes_given is None else boxes_given, dtype=np.float32).reshape(-1, 4)
-            line = self._is_line(image)
+            line = image.height == processor.reading_line_height  # cut as the `Reader` of this model cuts
             if rng is not None and line:
-                image, box = augment_line(image, box, rng, processor.reading_baseline)
+                widest = self._widest(image, shape[1])
+                image, box = augment_line(image, box, rng, processor.reading_baseline, widest)
             elif rng is not None:
                 image, box = augment_document(image, box, rng, row.get("x_height") or 0.0)
             width, height = processor._document_size(image.width, image.height, self.scale)
@@ -223,14 +227,15 @@ class GroupCollator:
                 image = image.resize((width, height), Image.Resampling.LANCZOS)
             images.append(image)
             boxes.append(box)
+            lines.append(line)
         grid_rows = shape[0] or max(-(-image.height // patch) for image in images)
         grid_cols = shape[1] or max(-(-image.width // patch) for image in images)
         pixels, classes, texts = [], [], []
-        for row, image, box in zip(rows, images, boxes, strict=True):
+        for row, image, box, line in zip(rows, images, boxes, lines, strict=True):
             array = np.asarray(image)
             paper = int(np.median(np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]])))
             spare_y, spare_x = grid_rows * patch - image.height, grid_cols * patch - image.width
-            if self._is_line(image):
+            if line:
                 spare_y = 0  # its baseline is where it is to be
             # a chunk may stand anywhere in its spare paper, or the model learns that text starts at the corner
             top = int(rng.integers(0, min(spare_y, patch) + 1)) if rng is not None else 0
@@ -249,9 +254,11 @@ class GroupCollator:
             out["character_classes"] = torch.from_numpy(np.stack(classes))
         return out | self._texts(texts, grid_rows, grid_cols, shape[2])
 
-    def _is_line(self, image: Image.Image) -> bool:
-        """Whether an image is one line as the `Reader` of this model cuts it: as high as its strips."""
-        return image.height == (getattr(self.image_processor, "reading_line_height", None) or 0)
+    def _widest(self, line: Image.Image, cols: int) -> int:
+        """Pixels that a line can grow to in a grid of `cols` columns, 0 for any, before it would be shrunk."""
+        processor, patch = self.image_processor, self.image_processor.patch_size
+        most = min(processor.max_side // patch, processor.area(self.scale) // patch**2 // (line.height // patch))
+        return max(line.width, min(cols or most, most) * patch)
 
     def _pixels(self, images: list[np.ndarray]) -> torch.Tensor:
         """Images `(H, W, C)` of one size -> `(B, C, H, W)` uint8 when `raw`, else `(B, 3, H, W)` as the model takes

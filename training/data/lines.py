@@ -12,6 +12,7 @@ Every number here is ours.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import time
 import zlib
@@ -26,10 +27,10 @@ from PIL import Image
 from modeling_unit.layout_unit import LayoutSettings, PageLayout, analyse_page
 
 from .blanks import LEGIBLE
-from .made_chunks import Resources, degrade, draw_blank, draw_dense, load_resources
 from .guarded import map_in_order
+from .made_chunks import Resources, degrade, draw_blank, draw_dense, load_resources
 from .pages.degradations import ink_and_paper
-from .pdf import Cutout, Report, _mixed, _rows_of, _run, first_rows, list_documents, plan_pages
+from .pdf import Cutout, Report, Task, _mixed, _rows_of, _run, first_rows, list_documents, plan_pages
 from .pdf_pages import PageRefused, page_cutout, read_page, render_page
 from .pictures import compose
 from .schema import make_row, read_columns, write_shards
@@ -40,11 +41,13 @@ LINES = LayoutSettings(
     x_height=LINE_X_HEIGHT, min_x_height=0.9 * LINE_X_HEIGHT, line_height=LINE_HEIGHT, baseline=BASELINE
 )
 PAGE_X_HEIGHT = (2.8, 15.0)  # px, drawn per page, log-uniform
-LEAST_MEASURED, MOST_MEASURED = 0.6, 1.6  # measured x-height of a line over its page's that is believed
 MAX_FOREIGN = 0.06  # share of a cut's columns that may show ink where no character is
 MAX_BARE = 0.06  # share of its characters that may show no ink
 MAX_SYMBOLS = 0.2  # share of characters that no keyboard has
+PAGES_PER_LINE = 10  # made pages that are drawn at most for each line that is asked for
 SIDE = (96, 640)  # px of the pictures that blank cuts come from
+CUTS_PER_PICTURE = 4
+FRUITLESS = 2000  # pictures and papers in a row that give no cut: there is none to be had
 DEVELOPMENT_SHARE = 40  # one document in so many is for development: never trained on, free to be tuned on
 
 
@@ -61,14 +64,19 @@ def line_cutouts(
         layout: of the page, upright and not reduced, made with a `line_height`.
         text: of the page in reading order, `\\n` between printed lines.
         boxes: `(len(text), 4)` in pixels of the page, zeros for white space.
-        refuse: is told why a cut is left out: `two lines` or `order` (its characters are no run of one line),
-            `foreign ink`, `bare` (characters without ink), `symbols`, `size`, `held out`.
+        refuse: is told why a cut is left out: `no characters`, `two lines` or `order` (its characters are no run of
+            one line), `symbols`, `held out`, `foreign ink`, `bare` (characters without ink).
         unwanted: texts that must not come out.
 
     Yields:
-        one for each cut that holds characters; boxes in pixels of the cut.
+        one for each cut whose ink is that of its characters; boxes in pixels of the cut.
+
+    Raises:
+        ValueError: the page was turned or reduced, or is not cut into strips.
     """
     settings = layout.settings
+    if layout.angle or layout.factor != 1 or not settings.line_height:
+        raise ValueError("line_cutouts: the page must be neither turned nor reduced, and cut with a line_height")
     visible = np.flatnonzero(boxes[:, 2] > boxes[:, 0])
     if not len(visible):
         return
@@ -110,12 +118,12 @@ def line_cutouts(
             refuse(fault)
             continue
         placed[:, :2], placed[:, 2:] = np.floor(placed[:, :2]), np.ceil(placed[:, 2:])
-        placed = placed.clip(0, (pixels.shape[1], pixels.shape[0]) * 2).astype(int)
+        size = np.array([pixels.shape[1], pixels.shape[0]])
         # a character that lies wholly above or below the strip still has its column
-        placed[:, 3] = np.maximum(placed[:, 3], placed[:, 1] + 1)
-        placed[:, 2] = np.maximum(placed[:, 2], placed[:, 0] + 1)
+        placed[:, :2] = placed[:, :2].clip(0, size - 1)
+        placed[:, 2:] = np.maximum(placed[:, 2:].clip(0, size), placed[:, :2] + 1)
         placed[blank] = 0
-        yield Cutout(pixels, part, placed, chunk.x_height * chunk.scale)
+        yield Cutout(pixels, part, placed.astype(int), chunk.x_height * chunk.scale)
 
 
 def _ink_fault(pixels: np.ndarray, boxes: np.ndarray) -> str:
@@ -145,7 +153,16 @@ def lines_of_page(
     x_height: tuple[float, float] = PAGE_X_HEIGHT,
     settings: LayoutSettings = LINES,
 ) -> Iterator[Cutout]:
-    """The lines of one page of a PDF, drawn at an x-height from the range `x_height` and cut as for reading."""
+    """The lines of one page of a PDF, drawn at an x-height from the range `x_height` and cut as for reading.
+
+    Args:
+        page: the page.
+        rng: draws the x-height.
+        refusals: counts why the page (`page: ...`) or lines of it (`line: ...`, see `line_cutouts`) were refused.
+        unwanted: texts that must not come out.
+        x_height: px, least and most, drawn evenly in its logarithm.
+        settings: of the cutting.
+    """
     try:
         content = read_page(page)
         size = math.exp(rng.uniform(*map(math.log, x_height)))
@@ -167,7 +184,7 @@ def lines_of_page(
 _page_settings: tuple[Callable[[str], bool], tuple[float, float]]  # set before the workers are forked
 
 
-def _page_rows(task):
+def _page_rows(task: Task) -> tuple[list[dict], Report]:
     unwanted, x_height = _page_settings
     return _rows_of(
         task, lambda page, rng, refusals: lines_of_page(page, rng, refusals, unwanted=unwanted, x_height=x_height)
@@ -206,11 +223,16 @@ def build_lines(
 
     Args:
         x_height: px, range that the x-height of each page is drawn from, evenly in its logarithm.
+
+    Raises:
+        ValueError: there is no page to cut.
     """
     global _page_settings
     begin = time.perf_counter()
     _page_settings = unwanted, x_height
     tasks = plan_pages(packages, seed, max_pages, pages_per_pdf, split, documents)
+    if not tasks:
+        raise ValueError(f"{Path(out).name}: there is no document for it in {', '.join(packages)}")
     report = Report()
     rows = _run(tasks, _page_rows, workers, report, unwanted, progress)
     if max_rows is not None:
@@ -226,7 +248,11 @@ def build_lines(
 
 
 def made_line_rows(
-    seed: int, index: int, resources: Resources, split: str = "train", unwanted=lambda text: False
+    seed: int,
+    index: int,
+    resources: Resources,
+    split: str = "train",
+    unwanted: Callable[[str], bool] = lambda text: False,
 ) -> list[dict]:
     """The lines of page `index` that `seed` draws: one to three in a face of its own, as printed, copied and scanned.
 
@@ -276,16 +302,24 @@ def build_made_lines(
     unwanted: Callable[[str], bool] = lambda text: False,
     progress: bool = True,
 ) -> Report:
-    """Draw pages until `count` lines are there; the same seed gives the same rows, whatever `workers` is."""
+    """Draw pages until `count` lines are there; the same seed gives the same rows, whatever `workers` is.
+
+    Of pages that give next to no lines, as where most of their text is unwanted, no more than `PAGES_PER_LINE` a line
+    are drawn.
+    """
     from tqdm import tqdm
 
     begin = time.perf_counter()
     resources = load_resources(split)
     drawn = map_in_order(
-        lambda index: made_line_rows(seed, index, resources, split, unwanted), range(count), workers=workers, batch=64
+        lambda index: made_line_rows(seed, index, resources, split, unwanted),
+        range(PAGES_PER_LINE * count),
+        workers=workers,
+        batch=64,
     )
-    rows = (row for page in tqdm(drawn, total=count, unit="page", disable=not progress) for row in page)
-    report = Report(rows=write_shards(first_rows(rows, count), Path(out)))
+    rows = first_rows(itertools.chain.from_iterable(drawn), count)
+    rows = tqdm(rows, total=count, unit=" rows", disable=not progress)
+    report = Report(rows=write_shards(rows, Path(out)))
     report.seconds = time.perf_counter() - begin
     report.save(Path(out), seed=seed, split=split, families=len(resources.families))
     return report
@@ -298,15 +332,14 @@ def blank_line_rows(pictures: str | Path, count: int, seed: int) -> Iterator[dic
     """Rows with empty text: cuts of pictures without anything to read and of stained, textured or ruled paper.
 
     Raises:
-        ValueError: no picture is left after those with something to read in them.
+        ValueError: no picture is left after those with something to read in them, or none of them can be cut.
     """
     rng = np.random.default_rng(seed)
-    rows = [
-        row for row in read_columns(pictures, ["image", "text", "source", "license"]) if not LEGIBLE.search(row["text"])
-    ]
+    every = read_columns(pictures, ["image", "text", "source", "license"])
+    rows = [row for row in every if not LEGIBLE.search(row["text"])]
     if not rows:
         raise ValueError(f"{pictures} has no picture without something to read in it")
-    made = 0
+    made = fruitless = 0
     while made < count:
         if rng.random() < 0.25:
             page = draw_blank(rng, "dense").clip(0, 255).round().astype(np.uint8)
@@ -318,7 +351,10 @@ def blank_line_rows(pictures: str | Path, count: int, seed: int) -> Iterator[dic
             source, license = row["source"], row["license"]
         layout = analyse_page(Image.fromarray(page), LINES)
         chunks = layout.chunks()
-        for chunk in [chunks[k] for k in rng.permutation(len(chunks))[:4]]:
+        fruitless = 0 if chunks else fruitless + 1
+        if fruitless == FRUITLESS:
+            raise ValueError(f"{pictures}: in {FRUITLESS} pictures and papers nothing looks like a line")
+        for chunk in [chunks[k] for k in rng.permutation(len(chunks))[:CUTS_PER_PICTURE]]:
             yield make_row(
                 np.asarray(layout.crop(chunk)),
                 "",

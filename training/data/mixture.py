@@ -221,7 +221,7 @@ COLUMN_STEP, LINE_COLUMN_STEP = 16, 8
 def rounded_grid(rows: int, cols: int) -> tuple[int, int]:
     """The grid that an image of rows x cols patches is padded to."""
     row_step = 1 if rows <= 6 else 2 if rows <= 12 else 4
-    # lines of one row of patches differ in nothing but their length, and half of it would be padding
+    # lines of one row of patches differ in nothing but their length, and half of it could be padding
     column_step = LINE_COLUMN_STEP if rows == 1 else COLUMN_STEP
     return -(-rows // row_step) * row_step, -(-cols // column_step) * column_step
 

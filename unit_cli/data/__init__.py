@@ -9,7 +9,7 @@ unit data make-pages                     # made-train and made-small-train: 26,0
 unit data make-pages --count N --out DIR # whole pages in many layouts: tables, forms, receipts, letters, code, ...
 unit data make-markdown                  # markdown-made-train and markdown-pdf-train: pages whose target is Markdown
 unit data make-blanks                    # blank-train: 6,000 strips of pictures, nothing to read on them
-unit data lines                          # lines as the Reader cuts them: of PDFs, in many faces, without letters
+unit data lines                          # lines-train and three sets beside it: single lines, as the Reader cuts them
 unit data evaluation-sets                # held-out text to measure reading on: six x-heights, made pages, scans
 unit data pictures                       # pictures-train and pictures-validation
 unit data targets                        # what the teachers of recognition say about pictures-train

@@ -19,7 +19,9 @@ def add_parser(commands) -> None:
         "shards, a data set on the Hub as OWNER/NAME[:SPLIT], which is streamed, or a .yaml file that describes data "
         "sets of any layout, a training recipe for one. Ends with 1 on any overlap.",
     )
-    leaks.add_argument("--train", nargs="+", metavar="SOURCE", help="default: all …-train in the cache")
+    leaks.add_argument(
+        "--train", nargs="+", metavar="SOURCE", help="default: all …-train and …-development in the cache"
+    )
     leaks.add_argument("--validation", nargs="+", metavar="SOURCE", help="default: all held-out sets in the cache")
 
 
@@ -71,4 +73,6 @@ def _built(parent: Path, split: str) -> list[Path]:
     folders = sorted(parent.glob(f"*-{split}"))
     if split == "validation":
         folders += sorted(parent.glob("evaluation-*"))
+    else:  # what is chosen on a set is learnt from it
+        folders += sorted(parent.glob("*-development"))
     return [folder for folder in folders if any(folder.glob("*.parquet"))]

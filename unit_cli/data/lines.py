@@ -13,7 +13,7 @@ from .options import add_out, add_workers, parent, positive
 
 # Data set -> rows
 LINE_SETS = {
-    "lines-train": 400_000,
+    "lines-train": 300_000,
     "lines-development": 4_000,
     "made-lines-train": 80_000,
     "blank-lines-train": 12_000,
@@ -31,7 +31,9 @@ def add_parser(commands) -> None:
     )
     lines.add_argument("--only", nargs="+", choices=tuple(LINE_SETS), metavar="SET", help=f"of {', '.join(LINE_SETS)}")
     lines.add_argument("--rows", type=positive, help="of each data set, in place of its own number")
-    lines.add_argument("--packages", nargs="+", metavar="DEB", default=list(TRAIN_PACKAGES), help="of PDFs")
+    lines.add_argument(
+        "--packages", nargs="+", metavar="DEB", default=list(TRAIN_PACKAGES), help="of PDFs; default: all to train on"
+    )
     lines.add_argument("--max-pages", type=positive, help="look at so many pages of PDFs at most")
     add_out(lines)
     add_workers(lines)
@@ -40,14 +42,19 @@ def add_parser(commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build the sets."""
     from training.data import heldout, lines
+    from training.data.schema import shard_paths
     from training.data.sources import data_folder
 
     heldout.refuse_validation_packages(args.packages)
-    unwanted = heldout.validation_text_filter()
-    for name in args.only or LINE_SETS:
+    names = [name for name in LINE_SETS if name in (args.only or LINE_SETS)]
+    pictures = data_folder("pictures-train")
+    if "blank-lines-train" in names:
+        shard_paths(pictures)  # that they are missing is to be said before hours are spent on the other sets
+    unwanted = heldout.validation_text_filter() if names != ["blank-lines-train"] else None
+    for name in names:
         out, rows = parent(args) / name, args.rows or LINE_SETS[name]
         if name == "blank-lines-train":
-            report = lines.build_blank_lines(data_folder("pictures-train"), out, rows, args.seed)
+            report = lines.build_blank_lines(pictures, out, rows, args.seed)
         elif name == "made-lines-train":
             report = lines.build_made_lines(out, rows, args.seed, workers=args.workers, unwanted=unwanted)
         else:
