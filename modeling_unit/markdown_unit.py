@@ -10,6 +10,7 @@ Lengths are multiples of `u`, the height of a lower-case x, unless a name ends i
 pictures are not told. No number here comes from the UNIT paper; all are ours, set on pages of the training sets only.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,6 @@ class ReadLine:
         text: what was read, without line breaks.
         x_height: px.
         baseline: px from the top of the page.
-        row: lines of one block with the same row stand side by side.
         ink: (N, 5) its connected pieces of ink: `x0, y0, x1, y1` and the number of pixels.
     """
 
@@ -37,24 +37,18 @@ class ReadLine:
     text: str
     x_height: float
     baseline: float
-    row: int = 0
     ink: np.ndarray = field(default_factory=lambda: np.zeros((0, 5)), repr=False, compare=False)
 
 
-def write_markdown(blocks: Sequence[Sequence[ReadLine]]) -> str:
-    """Markdown of a page, `""` of one on which nothing was read.
-
-    Args:
-        blocks: of each block of the layout its lines, in reading order.
-    """
-    lines = [line for block in blocks for line in block if line.text.strip()]
-    columns = _in_flow(lines)
+def write_markdown(lines: Sequence[ReadLine]) -> str:
+    """Markdown of the lines of a page, in whatever order they are; `""` where nothing was read."""
+    columns = _in_flow([line for line in lines if line.text.strip()])
     if not columns:
         return ""
     page = _Measures.of([row for rows in columns for row in rows])
     columns = _without_furniture(columns, page)
-    parts = [part for rows in columns for part in _parts(_Column.of(rows), page)]
-    return "\n\n".join(_written(_joined_over_columns(parts), page))
+    parts = [_parts(_Column.of(rows), page) for rows in columns]
+    return "\n\n".join(_written(_joined_over_columns(parts)))
 
 
 # ------------------------------------------------------------------------------------------------------ rows and words
@@ -249,8 +243,9 @@ class _Measures:
     """What is usual on a page."""
 
     x_height: float  # px, of running text
+    rise: float  # px, of its tall letters
     weight: float  # of its ink, see `_weight`
-    advances: list  # px, of type of constant advance
+    word_advances: list  # px, of words in type of constant advance in running text
 
     @classmethod
     def of(cls, rows):
@@ -258,16 +253,40 @@ class _Measures:
         sure = [one[0] for row in measured for one in row if one[2] >= 20 and one[1] > 0.85]
         for row, found in zip(rows, measured, strict=True):
             good = [one[0] for one in found if _is_fixed(*one, sure)]
-            row.fixed = good[0] if len(good) == len(found) else 0.0
+            row.fixed = good[0] if len(good) == len(found) and not row.text.startswith("•") else 0.0
         prose = [cell for row in rows if not row.fixed for cell in row.cells] or [c for row in rows for c in row.cells]
         lengths = [len(cell.text) for cell in prose]
         x_height = float(np.median(np.repeat([cell.x_height for cell in prose], lengths)))
         weight = float(np.median(np.repeat([_weight(cell) for cell in prose], lengths)))
-        advances = []
-        for one in sorted(sure):
-            if not advances or one > 1.03 * advances[-1]:
-                advances.append(one)
-        return cls(x_height, weight, advances)
+        rise = float(np.median(np.repeat([_rise(cell) for cell in prose], lengths)))
+        for row in rows:  # a heading in type of constant advance; code is smaller than the text most often
+            row.fixed = 0.0 if row.x_height > 1.3 * x_height else row.fixed
+        return cls(x_height, rise, weight, _advances_of_words(prose, sure))
+
+
+def _advances_of_words(lines, sure):
+    """Advances of code in running text, px: what most long words in lines agree on, and the largest of code's lines,
+    `sure`."""
+    found = []
+    for line in lines:
+        places, pieces = _word_places(line)
+        for word, (x0, x1), piece in zip(line.text.split(), places, pieces, strict=True):
+            word = word.strip(".,;:()")
+            if len(word) >= (5 if _CODE_LIKE.search(word) else 8) and len(piece):
+                guess = (x1 - x0) / (len(word) - 0.3)
+                middles = _letters([piece], 1.2 * guess)
+                advances = guess * np.linspace(0.92, 1.08, 33)
+                coherence = _coherence(middles, advances) if len(middles) >= 5 else np.zeros(1)
+                if coherence.max() > 0.94:
+                    found.append(float(advances[coherence.argmax()]))
+    agreeing = [sum(abs(one / other - 1) < 0.015 for other in found) for one in found]
+    best = [found[int(np.argmax(agreeing))]] if agreeing and max(agreeing) >= 2 else []
+    return best + [one for one in [max(sure, default=0.0)] if one and not (best and abs(one / best[0] - 1) < 0.015)]
+
+
+def _rise(line):
+    """How far the tall letters of a line stand above its baseline, px."""
+    return float(line.baseline - np.quantile(line.ink[:, 1], 0.1)) if len(line.ink) else 0.0
 
 
 def _weight(line):
@@ -278,7 +297,9 @@ def _weight(line):
     return float(line.ink[:, 4].sum() / (heights * line.x_height))
 
 
-_PAGE_NUMBER = re.compile(r"[-(\[|\s]*(?:page\s*)?(?:\d{1,4}|[ivxl]{1,6})[-)\]|\s]*(?:(?:/|of)\s*\d{1,4})?", re.IGNORECASE)
+_PAGE_NUMBER = re.compile(
+    r"[-(\[|\s]*(?:page\s*)?(?:\d{1,4}|[ivxl]{1,6})[-)\]|\s]*(?:(?:/|of)\s*\d{1,4})?", re.IGNORECASE
+)
 
 
 def _without_furniture(columns, page):
@@ -308,15 +329,17 @@ class _Column:
 
     @classmethod
     def of(cls, rows):
-        pitches = [
-            (lower.baseline - upper.baseline) / lower.x_height
+        left, right = min(row.x0 for row in rows), max(row.x1 for row in rows)
+        pairs = [
+            ((lower.baseline - upper.baseline) / lower.x_height, upper.x1 > right - 0.1 * (right - left))
             for upper, lower in pairwise(rows)
             if not (upper.fixed or lower.fixed) and 0.85 < upper.x_height / lower.x_height < 1.18
         ]
-        pitches = [pitch for pitch in pitches if 1.5 < pitch < 4.5]
-        # The lines of paragraphs are the closest rows, and among the commonest: the lower quartile is one of theirs.
-        usual = float(np.quantile(pitches, 0.25)) if pitches else 2.9
-        return cls(rows, min(row.x0 for row in rows), max(row.x1 for row in rows), usual)
+        pairs = [pair for pair in pairs if 1.5 < pair[0] < 4.5]
+        # The lines of paragraphs are the closest rows, and what follows a full line is of its paragraph most often.
+        full = [pitch for pitch, after_full in pairs if after_full]
+        chosen, share = (full, 0.4) if len(full) >= 3 else ([pitch for pitch, _ in pairs], 0.25)
+        return cls(rows, left, right, float(np.quantile(chosen, share)) if chosen else 2.9)
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
@@ -375,7 +398,7 @@ def _parts(column, page):
             items, at = [], end
             continue
         end = _end_of_paragraph(rows, at, column, page)
-        part = _paragraph(rows[at:end], column, page, items, parts)
+        part = _paragraph(rows[at:end], column, page, items, rows[at - 1] if at else None)
         parts.append(part)
         at = end
     return parts
@@ -459,32 +482,50 @@ def _row_weight(row):
     return float(np.mean([_weight(cell) for cell in row.cells]))
 
 
-def _is_heading(rows, page):
-    """Whether rows stand out from running text by their size, or by their weight where they are short."""
-    if any(row.fixed for row in rows):
+def _size(rows, page):
+    """Size of the type of some rows over that of running text, by small letters and by tall ones."""
+    x_height = float(np.mean([row.x_height for row in rows])) / page.x_height
+    rise = float(np.mean([_rise(cell) for row in rows for cell in row.cells])) / page.rise if page.rise else x_height
+    if abs(x_height - 1) < 0.005:  # of too few letters to tell: the layout gave it the page's
+        return rise
+    # Capitals make the one too large, brackets and formulas the other.
+    return min(x_height, rise) if min(x_height, rise) < 1.12 else math.sqrt(x_height * rise)
+
+
+def _is_heading(rows, page, above=None):
+    """Whether rows stand out from running text by their size, or by their weight where they stand alone.
+
+    Args:
+        above: the row above them, if there is one.
+    """
+    text = " ".join(row.text for row in rows)
+    known = sum(character.isalnum() or character == "_" for character in text)
+    if any(row.fixed for row in rows) or known < max(3, 0.5 * len(text)) or len(rows) > 4:
         return False
-    size = np.mean([row.x_height for row in rows]) / page.x_height
+    size = _size(rows, page)
+    if size > 1.18:
+        return True
     weight = np.mean([_row_weight(row) for row in rows]) / max(page.weight, 1e-6)
-    letters = sum(character.isalpha() for row in rows for character in row.text)
-    if letters < 2 or len(rows) > 4:
+    if len(rows) > 1 or text[-1] in ".:,;!" or text.startswith("//"):
         return False
-    return size > 1.18 or (len(rows) == 1 and ((size > 1.06 and weight > 1.1) or (size > 0.92 and weight > 1.18)))
+    alone = above is None or rows[0].baseline - above.baseline > 3.4 * page.x_height
+    return alone and ((size > 1.06 and weight > 1.1) or (size > 0.88 and weight > 1.18))
 
 
 def _level(rows, page):
     """Level of a heading: the geometric means of HEADING_SIZES of `training/data/markdown_typeset.py` part them, and
     those of LaTeX's sections (1.44, 1.2, 1) as well."""
-    size = float(np.mean([row.x_height for row in rows])) / page.x_height
+    size = _size(rows, page)
     return next((level for level, least in ((1, 1.69), (2, 1.37), (3, 1.17)) if size > least), 4)
 
 
-def _paragraph(rows, column, page, items, parts):
-    """The part that some rows make; `items` is changed to what is open after it."""
+def _paragraph(rows, column, page, items, above):
+    """The part that some rows below the row `above` make; `items` is changed to what is open after it."""
     u = page.x_height
     first = rows[0]
     texts = [_inline(row, page) for row in rows]
     mark = _mark(first)
-    if not mark and _is_heading(rows, page):
+    if mark != "-" and _is_heading(rows, page, above):
         items.clear()
         return _Part("heading", [_join_lines([row.text for row in rows])], level=_level(rows, page))
     if mark:
@@ -526,18 +567,21 @@ def _join_lines(texts):
     return re.sub(r"\s*\n\s*", " ", re.sub(r"(?<=\w)-\n(?=\w)", "-", text)).strip()
 
 
-def _joined_over_columns(parts):
-    """Paragraphs that go on in the next column made one."""
+def _joined_over_columns(columns):
+    """The parts of all columns; a paragraph that goes on in the next column is one."""
     joined = []
-    for part in parts:
-        above = joined[-1] if joined else None
-        goes_on = part.kind == "paragraph" and part.lines[0][:1].islower()
-        if goes_on and above is not None and above.kind == "paragraph" and above.open and above.depth == part.depth:
-            above.lines = [_join_lines([above.lines[0], part.lines[0]])]
-            above.open = part.open
-        else:
-            joined.append(part)
+    for parts in columns:
+        if joined and parts and _goes_on(joined[-1], parts[0]):
+            first, *parts = parts
+            joined[-1].lines = [_join_lines([joined[-1].lines[0], first.lines[0]])]
+            joined[-1].open = first.open
+        joined += parts
     return joined
+
+
+def _goes_on(above, first):
+    alike = above.kind == first.kind == "paragraph" and above.depth == first.depth
+    return alike and above.open and first.lines[0][:1].islower()
 
 
 # ---------------------------------------------------------------------------------------------------------------- code
@@ -571,9 +615,8 @@ def _code_lines(rows):
     pitches = [lower.baseline - upper.baseline for upper, lower in pairwise(rows)]
     pitch = min(pitches, default=0.0)
     lines = []
-    for row in rows:
-        if lines:
-            lines += [""] * max(0, round((row.baseline - above.baseline) / max(pitch, 1.0)) - 1)
+    for row, step in zip(rows, [0.0, *pitches], strict=True):
+        lines += [""] * max(0, round(step / max(pitch, 1.0)) - 1)
         words, places = row.words
         line = ""
         for word, (x0, _) in zip(words, places, strict=True):
@@ -581,11 +624,13 @@ def _code_lines(rows):
             column = round((x0 - left) / advance - 0.1)
             line += " " * max(column - len(line), 1 if line else 0) + word
         lines.append(line)
-        above = row
     return lines
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
+
+
+_LEADERS = re.compile(r"(?:\. ?){4}")
 
 
 def _table(rows, at, page):
@@ -593,17 +638,16 @@ def _table(rows, at, page):
     u = page.x_height
     least = 1.4 * u  # wider than a space between words, narrower than what parts columns
     gutters = _gaps(rows[at], least)
-    if not gutters or _mark(rows[at]):
+    size = rows[at].x_height
+    if not gutters or size > 1.2 * u or _mark(rows[at]) or _LEADERS.search(rows[at].text):
         return None
     end, multiple = at + 1, 1
     while end < len(rows) and 0 < rows[end].baseline - rows[end - 1].baseline < 6 * u:
         row = rows[end]
-        if row.fixed or _mark(row):
+        if row.fixed or _mark(row) or _LEADERS.search(row.text) or not 0.8 < row.x_height / size < 1.25:
             break
-        common = _common(gutters, _white(row, least))
-        if len(common) < len(gutters) and (len(common) < 1 or len(_gaps(row, least)) > len(common)):
-            break
-        if not common:
+        common = _common(gutters, _white(row, 0.8 * u), 0.7 * u)
+        if not common or (len(common) < len(gutters) and len(_gaps(row, least)) > len(common)):
             break
         gutters = common
         multiple += bool(_gaps(row, least))
@@ -633,26 +677,23 @@ def _white(row, least):
     return [(-np.inf, row.x0), *_gaps(row, least), (row.x1, np.inf)]
 
 
-def _common(gutters, gaps):
-    """Parts of `gutters` that are white in a row with `gaps` too and still wider than half of the least gutter."""
-    least = 0.5 * min(b - a for a, b in gutters)
+def _common(gutters, gaps, least):
+    """Parts of `gutters` that are white in a row with `gaps` too, and wider than `least`."""
     found = []
     for a, b in gutters:
-        for c, d in gaps:
-            if min(b, d) - max(a, c) > least:
-                found.append((max(a, c), min(b, d)))
-                break
+        shared = [(max(a, c), min(b, d)) for c, d in gaps if min(b, d) - max(a, c) > least]
+        found += sorted(shared, key=lambda gap: gap[0] - gap[1])[:1]  # the widest
     return found
 
 
 def _cells(row, gutters, page):
     """Texts of a row's cells, one more than there are gutters."""
-    words, places = row.words
     middles = [(a + b) / 2 for a, b in gutters]
-    cells = [[] for _ in range(len(gutters) + 1)]
-    for word, (x0, x1) in zip(words, places, strict=True):
-        cells[int(np.searchsorted(middles, (x0 + x1) / 2))].append(word)
-    return [escape_markdown(" ".join(cell)).replace("|", "\\|") for cell in cells]
+    cells = [([], []) for _ in range(len(gutters) + 1)]
+    for word, coded, (x0, x1) in zip(*_coded_words(row, page), row.words[1], strict=True):
+        for kept, value in zip(cells[int(np.searchsorted(middles, (x0 + x1) / 2))], (word, coded), strict=True):
+            kept.append(value)
+    return [_with_code(*cell).replace("|", "\\|") for cell in cells]
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -685,11 +726,83 @@ def _at_start(text):
 
 
 def _inline(row, page):
-    """The text of a row, escaped."""
-    return escape_markdown(row.text)
+    """The text of a row, escaped, code in it between backticks."""
+    return _with_code(*_coded_words(row, page))
 
 
-def _written(parts, page):
+def _coded_words(row, page):
+    """Words of a row, and of each whether it is code, see `_is_code`."""
+    words, coded = [], []
+    for cell in row.cells:
+        places, pieces = _word_places(cell)
+        texts = cell.text.split()
+        words += texts
+        coded += [_is_code(*word, page) for word in zip(texts, places, pieces, strict=True)]
+    return words, coded
+
+
+# Words that no sentence holds: a name with a dot, a bracket or a capital within, a command, an option.
+_CODE_LIKE = re.compile(r"\w[._:/=(\[{<>]\w|\w[(\[{]|[a-z][A-Z]|[\\@_$#=<>{}\[\]|]|^--?\w|^/|^['\"].*['\"]\W?$|^\.\w")
+
+
+def _is_code(word, place, piece, page):
+    """Whether one word of a line is set in type of constant advance: None where it is too short to tell."""
+    middles = _letters([piece], 1.2 * max(page.word_advances, default=0.0))
+    alike = bool(_CODE_LIKE.search(word))
+    # Letters of common words stand on a grid by chance, the more often the fewer they are.
+    least = 3 if alike else 6
+    if len(middles) < least:
+        return None
+    for advance in page.word_advances:
+        excess = (place[1] - place[0]) / advance - len(word)
+        near = _coherence(middles, advance * np.linspace(0.985, 1.015, 7)).max()
+        if -0.9 < excess < 0.3 and near > (0.8 if alike else 0.95 if len(middles) < 8 else 0.92):
+            return True
+    return False
+
+
+def _with_code(words, coded):
+    """Words, escaped, with runs of code between backticks; a word between two of code is code if it cannot be told."""
+    text, at = [], 0
+    while at < len(words):
+        end = at
+        while end < len(words) and (coded[end] or (end > at and coded[end] is None)):
+            end += 1
+        while end > at and not coded[end - 1]:
+            end -= 1
+        if end == at:
+            text.append(escape_markdown(words[at]))
+            at += 1
+            continue
+        before, code, after = _without_punctuation(" ".join(words[at:end]))
+        text.append(f"{escape_markdown(before)}{_code_span(code)}{escape_markdown(after)}" if code else before + after)
+        at = end
+    return " ".join(text)
+
+
+def _without_punctuation(code):
+    """Code with what of the sentence stands around it split off."""
+    found = re.fullmatch(r"([(\"']*)(.*?)([.,;:!?)\"']*)", code)
+    before, code, after = found.groups()
+    # Brackets and quotes that have their partner inside are of the code.
+    for left, right in ("()", '""', "''"):
+        while after.startswith(right) and (
+            code.count(left) > code.count(right) if left != right else code.count(left) % 2
+        ):
+            code, after = code + right, after[1:]
+        if before.endswith(left) and after.startswith(right) and left != "(":
+            before, code, after = before[:-1], left + code + right, after[1:]
+    return before, code, after
+
+
+def _code_span(code):
+    longest = max((len(run) for run in re.findall("`+", code)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if code.startswith("`") or code.endswith("`") else ""
+    return f"{fence}{pad}{code}{pad}{fence}"
+
+
+def _written(parts):
     """Blocks of Markdown, one string each; items of one list are one block."""
     blocks = []
     indents = []  # of the open items, what belongs to each is set in by
@@ -699,7 +812,9 @@ def _written(parts, page):
         margin = " " * (indents[-1] if indents else 0)
         lines = _lines(part)
         text = "\n".join(margin + line if line else "" for line in lines)
-        inside = bool(blocks) and (part.depth > 0 or (part.kind == "item" and previous is not None and previous == "item"))
+        inside = bool(blocks) and (
+            part.depth > 0 or (part.kind == "item" and previous is not None and previous == "item")
+        )
         if part.kind == "item":
             indents.append(len(margin) + len(part.mark) + 1)
         if inside:
