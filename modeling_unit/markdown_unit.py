@@ -323,7 +323,6 @@ def _without_furniture(columns, page):
 @dataclass
 class _Column:
     rows: list
-    left: float
     right: float
     pitch: float  # usual distance of baselines, in x-heights
 
@@ -339,7 +338,7 @@ class _Column:
         # The lines of paragraphs are the closest rows, and what follows a full line is of its paragraph most often.
         full = [pitch for pitch, after_full in pairs if after_full]
         chosen, share = (full, 0.4) if len(full) >= 3 else ([pitch for pitch, _ in pairs], 0.25)
-        return cls(rows, left, right, float(np.quantile(chosen, share)) if chosen else 2.9)
+        return cls(rows, right, float(np.quantile(chosen, share)) if chosen else 2.9)
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
@@ -367,7 +366,6 @@ class _Part:
 
 _BULLET = re.compile(r"([•◦▪○●■–*·-]) (?=\S)")
 _NUMBER = re.compile(r"(\d{1,3})[.)] (?=\S)")
-_LABEL = re.compile(r"\(?(?:[a-z]|[ivx]{1,4}|\d{1,2})\) (?=\S)")
 
 
 @dataclass
@@ -467,9 +465,8 @@ def _mark(row):
     text = row.text
     if _BULLET.match(text):
         return "-"
-    if found := _NUMBER.match(text):
-        return f"{found[1]}."
-    return "- " if _LABEL.match(text) else ""
+    found = _NUMBER.match(text)
+    return f"{found[1]}." if found else ""
 
 
 def _text_x(row):
@@ -535,27 +532,12 @@ def _paragraph(rows, column, page, items, above):
             items.pop()
         depth = len(items)
         items.append(_Open(first.x0, _text_x(first)))
-        text = _join_lines(texts)
-        if mark != "- ":
-            text = text.split(" ", 1)[1]
-        return _Part("item", [text], depth=depth, mark=mark.strip())
+        return _Part("item", [_join_lines(texts).split(" ", 1)[1]], depth=depth, mark=mark)
     left = min(row.x0 for row in rows)
     while items and left < items[-1].text_x - 0.8 * u:
         items.pop()
     is_open = rows[-1].x1 > column.right - 4 * u
-    part = _Part("paragraph", [_join_lines(texts)], depth=len(items), open=is_open)
-    if not items and left - column.left > 1.5 * u and _is_quote(rows, column, u):
-        part.kind = "quote"
-    return part
-
-
-def _is_quote(rows, column, u):
-    """Whether rows set in from the column's margin are a quotation: all of them, and not centred."""
-    lefts, rights = [row.x0 for row in rows], [row.x1 for row in rows]
-    if max(lefts) - min(lefts) > 0.5 * u:
-        return False
-    centred = abs((min(lefts) + max(rights)) - (column.left + column.right)) < 3 * u
-    return not (centred and column.right - max(rights) > 3 * u) and min(lefts) - column.left < 8 * u
+    return _Part("paragraph", [_join_lines(texts)], depth=len(items), open=is_open)
 
 
 _DIVIDED = re.compile(r"(?<=[^\W\d_A-Z])-\n(?=[a-z])")
@@ -741,12 +723,15 @@ def _coded_words(row, page):
     return words, coded
 
 
+_COMMAND = re.compile(r"[(\"']*\\[A-Za-z@]")  # of TeX: nothing else begins with a backslash
 # Words that no sentence holds: a name with a dot, a bracket or a capital within, a command, an option.
 _CODE_LIKE = re.compile(r"\w[._:/=(\[{<>]\w|\w[(\[{]|[a-z][A-Z]|[\\@_$#=<>{}\[\]|]|^--?\w|^/|^['\"].*['\"]\W?$|^\.\w")
 
 
 def _is_code(word, place, piece, page):
     """Whether one word of a line is set in type of constant advance: None where it is too short to tell."""
+    if _COMMAND.match(word):
+        return True
     middles = _letters([piece], 1.2 * max(page.word_advances, default=0.0))
     alike = bool(_CODE_LIKE.search(word))
     # Letters of common words stand on a grid by chance, the more often the fewer they are.
@@ -838,6 +823,4 @@ def _lines(part):
             return [head, "| " + " | ".join("---" for _ in part.lines[0]) + " |", *body]
         case "item":
             return [f"{part.mark} {_at_start(part.lines[0])}"]
-        case "quote":
-            return ["> " + _at_start(part.lines[0])]
     return [_at_start(part.lines[0])]
