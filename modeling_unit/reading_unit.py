@@ -25,9 +25,10 @@ from transformers import (
 
 from .image_input_unit import open_image
 from .layout_unit import LayoutSettings, PageLayout, analyse_page
-from .markdown_unit import ReadLine, write_markdown
+from .markdown_unit import write_markdown
 from .processing_unit import UnitProcessor
 from .repetition_unit import RepetitionStopper, trim_repetition
+from .rows_unit import ReadLine
 
 
 @dataclass

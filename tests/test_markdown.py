@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from modeling_unit.markdown_unit import ReadLine, escape_markdown, write_markdown
+from modeling_unit.markdown_unit import escape_markdown, write_markdown
+from modeling_unit.rows_unit import ReadLine
 from training.data import markdown as dialect
 
 U = 8.0  # px, x-height of the running text
@@ -236,3 +237,43 @@ def test_what_would_be_markup_is_escaped(text):
 def test_escapes_are_those_of_the_targets():
     text = "a*b, snake_case, _private and x < 3 <b> &lt; [a](b) ~~c~~ \\d $e"
     assert escape_markdown(text) == dialect.escape(text)
+
+
+def test_any_lines_at_all_are_written_whole():
+    generator = np.random.default_rng(0)
+    words = [
+        "a",
+        "and",
+        "-",
+        "•",
+        "word_x",
+        "\\cmd",
+        "{}",
+        "|",
+        "*",
+        "code()",
+        "`o`",
+        "```",
+        "#",
+        ">",
+        "...",
+        "é",
+        "漢",
+    ]
+    for _ in range(12):
+        lines = []
+        for _ in range(generator.integers(1, 24)):
+            (x, y), (width, height) = generator.integers(0, 500, 2).tolist(), generator.integers(1, 200, 2).tolist()
+            left, pieces = x + generator.integers(0, width, 6), np.ones(6)
+            ink = np.stack(
+                [left, y * pieces, left + generator.integers(1, 9, 6), (y + height) * pieces, 5 * pieces], 1
+            )
+            text = " ".join(generator.choice(words, generator.integers(0, 9)))
+            ink = ink[: generator.integers(0, 7)]
+            lines.append(
+                ReadLine((x, y, x + width, y + height), text, float(generator.uniform(2, 20)), y + height, ink)
+            )
+        written = write_markdown(lines)
+        read = sorted(c for each in lines for c in each.text if c.isalpha())
+        assert sorted(c for c in written if c.isalpha()) == read
+        dialect.parse(written)
