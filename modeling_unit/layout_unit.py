@@ -162,6 +162,11 @@ class PageLayout:
         y0, y1 = (min(max(v * self.factor, 0), height) for v in (y0, y1))
         return math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)
 
+    def ink_of(self, line):
+        """The connected pieces of ink of a line: (N, 5) of `x0, y0, x1, y1` and the number of pixels."""
+        ink, own = self._ink, line.glyphs
+        return np.stack([ink.x0[own], ink.y0[own], ink.x1[own], ink.y1[own], ink.area[own]], axis=1)
+
     def chunks(self):
         """All chunks of the page in reading order: `list[Chunk]`, each within the settings' area and width."""
         chunks = []

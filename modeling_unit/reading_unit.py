@@ -25,8 +25,10 @@ from transformers import (
 
 from .image_input_unit import open_image
 from .layout_unit import LayoutSettings, PageLayout, analyse_page
+from .markdown_unit import write_markdown
 from .processing_unit import UnitProcessor
 from .repetition_unit import RepetitionStopper, trim_repetition
+from .rows_unit import ReadLine
 
 
 @dataclass
@@ -41,6 +43,8 @@ class Block:
         x_height: height of its small letters in pixels of the given picture.
         repetition_stopped: the decoder went round in circles in it; the text is what came before.
         truncated: the decoder had not come to an end when as much was read as the box can hold.
+        read: its lines one by one with what the layout knows of them, from which [`Page.markdown`] is made; not in
+            `to_dict`.
     """
 
     box: tuple[int, int, int, int]
@@ -50,9 +54,10 @@ class Block:
     x_height: float = 0.0
     repetition_stopped: bool = False
     truncated: bool = False
+    read: list[ReadLine] = field(default_factory=list, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "read"}
 
 
 @dataclass
@@ -67,6 +72,11 @@ class Page:
     def text(self) -> str:
         """The blocks' texts, a blank line between them."""
         return "\n\n".join(block.text for block in self.blocks if block.text)
+
+    @property
+    def markdown(self) -> str:
+        """The text as Markdown: headings, lists, code and tables as the layout shows them, see `markdown_unit`."""
+        return write_markdown([line for block in self.blocks for line in block.read])
 
     @property
     def confidence(self) -> float:
@@ -150,6 +160,23 @@ class _OwnLength(StoppingCriteria):
     def __call__(self, input_ids, scores, **kwargs):
         limits = torch.as_tensor(self.limits, device=input_ids.device)
         return input_ids.shape[1] - self.prompt_length >= limits
+
+
+def _read_lines(layout: PageLayout, members: Sequence[tuple[Any, _Decoded]]) -> list[ReadLine]:
+    """The lines of a block from its chunks and what was read of them."""
+    found: list[ReadLine] = []
+    before = None
+    for chunk, read in members:
+        lines, texts = chunk.lines, [text.strip() for text in read.text.strip().split("\n")]
+        if lines[0] is before:  # a further part of a line that was too wide to be read at once
+            found[-1].text = f"{found[-1].text} {' '.join(texts)}".strip()
+        else:
+            if len(texts) != len(lines):  # nobody can tell which line a text is of: all of it stands on the first
+                texts = [" ".join(texts)] + [""] * (len(lines) - 1)
+            for line, text in zip(lines, texts, strict=True):
+                found.append(ReadLine(line.box, text, line.x_height, line.baseline, layout.ink_of(line)))
+        before = lines[-1]
+    return found
 
 
 class Reader:
@@ -349,6 +376,7 @@ class Reader:
                     x_height=round(x_height, 2),
                     repetition_stopped=any(read.repetition_stopped for _, read in members),
                     truncated=any(read.truncated for _, read in members),
+                    read=_read_lines(layout, members),
                 )
             )
         return blocks

@@ -167,6 +167,13 @@ def test_a_blank_page_is_read_as_nothing(unit):
     assert unit("read", "blank.png", "--model", "model") == (0, "\n", [])
 
 
+def test_markdown_of_several_pages_has_their_names_in_comments(unit):
+    status, one, errors = unit("read", "page.png", "--format", "markdown", "--model", "model")
+    assert (status, errors) == (0, [])
+    status, two, _ = unit("read", "page.png", "blank.png", "--format", "markdown", "--model", "model")
+    assert (status, two) == (0, f"<!-- page.png -->\n\n{one}\n<!-- blank.png -->\n\n\n\n")
+
+
 def test_json_has_a_box_a_text_and_a_confidence_of_each_block(unit):
     status, out, _ = unit("read", "page.png", "--format", "json", "--model", "model")
     assert status == 0

@@ -243,6 +243,24 @@ def test_markdown_is_asked_for_in_both_ways_and_measured_in_each():
     assert [item["way"] for item in work.items] == ["Markdown prompt", "plain text"]
 
 
+def test_markdown_by_layout_comes_with_the_plain_reading():
+    class Layouter(Echo):
+        lays_out_markdown = True
+        asked = 0
+
+        def readings(self, samples):
+            self.asked += len(samples)
+            return [ReadText("Title one two", 1.0, markdown=PAGE) for _ in samples]
+
+    reader, work = Layouter(), quiet()
+    figures = list(TextEvaluator(Set([sample(0, PAGE)], markdown=True)).figures(reader, work))
+    laid_out, plain = by_name(figures, way="by layout"), by_name(figures, way="plain text")
+    assert (laid_out["markdown_similarity"].value, laid_out["heading_f1"].value) == (1.0, 1.0)
+    assert (plain["heading_f1"].value, plain["word_f1"].value) == (0.0, 1.0)
+    assert laid_out["exact"].value == 1.0  # markup is no text
+    assert reader.asked == 1
+
+
 def test_a_subject_without_a_prompt_for_markdown_is_measured_by_its_text_with_a_note():
     work = quiet()
     reader = Echo(lambda one: "Title one two" if not one.markdown else pytest.fail("asked for Markdown"))

@@ -114,6 +114,24 @@ def test_lines_are_joined_by_newlines_and_blocks_by_blank_lines():
     assert page.size == (700, 400)
 
 
+def test_markdown_has_the_texts_in_the_layouts_structure():
+    said = ["- quiet moss", POEM[4], "- a quiet mossy river"]
+    model = parrot_of(said)
+    page = reader_of(model).read(draw([(30, said[1]), (160, said[0]), (187, said[2])]))
+    assert page.markdown == f"{POEM[4]}\n\n- quiet moss\n- a quiet mossy river"
+    assert "read" not in page.to_dict()["blocks"][0]
+    assert Page([], (10, 10)).markdown == ""
+
+
+def test_lines_that_nobody_can_tell_apart_stand_on_the_first_of_their_chunk():
+    settings = LayoutSettings(document_area=65536, max_width=1024, patch_size=8, max_lines=3)
+    for said, lines in ((POEM[2] + "\n" + POEM[4], POEM[2:5:2]), (POEM[3], [POEM[3], ""])):
+        model = Parrot(lambda width, said=said: said)
+        reader = Reader(model, tiny.processor(base_size=128, max_side=1024), settings=settings)
+        page = reader.read(draw([(30, POEM[2]), (57, POEM[4])]))
+        assert [line.text for line in page.blocks[0].read] == lines
+
+
 def test_confidence_is_the_geometric_mean_of_the_pieces():
     page = reader_of(parrot_of(POEM, sure=0.7)).read(draw([(30, POEM[2])]))
     assert page.blocks[0].confidence == pytest.approx(0.7, rel=1e-5)

@@ -22,7 +22,10 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image or PDF")
     parser.add_argument(
-        "--format", choices=("text", "json"), default="text", help="json has box, text and confidence of each block"
+        "--format",
+        choices=("text", "markdown", "json"),
+        default="text",
+        help="markdown has headings, lists, code and tables; json has box, text and confidence of each block",
     )
     parser.add_argument("--out", metavar="FILE", help="write there instead of to standard output")
     parser.add_argument("--batch-size", type=positive, default=16, help="pieces of pages read at once (default: 16)")
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         except OSError as error:
             raise CommandError(f"{args.out}: cannot be written ({error.strerror})") from error
         progress = stack.enter_context(Progress("reading", "chunk"))
-        printer = (_Json if args.format == "json" else _Text)(stream, name)
+        printer = {"text": _Text, "markdown": _Markdown, "json": _Json}[args.format](stream, name)
         for group in groups(open_inputs(args.paths), PAGES_AT_ONCE):
             for item in group:
                 if item.error:
@@ -86,11 +89,27 @@ class _Text:
         self._print(item, page)
 
     def _print(self, item, page) -> None:
-        print(f"==> {item.name} <==\n{page.text}\n", file=self.stream, flush=True)
+        print(f"{self.heading(item.name)}\n{self.content(page)}\n", file=self.stream, flush=True)
 
     def close(self) -> None:
         if self.first:
-            print(self.first[1].text, file=self.stream)
+            print(self.content(self.first[1]), file=self.stream)
+
+    def heading(self, name: str) -> str:
+        return f"==> {name} <=="
+
+    def content(self, page) -> str:
+        return page.text
+
+
+class _Markdown(_Text):
+    """The same in Markdown, where a comment is what does not show."""
+
+    def heading(self, name: str) -> str:
+        return f"<!-- {name.replace('--', '- -')} -->\n"
+
+    def content(self, page) -> str:
+        return page.markdown
 
 
 class _Json:

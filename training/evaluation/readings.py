@@ -33,6 +33,7 @@ class Reading:
         seconds: spent on it; an even share where a batch was read at once.
         error: why it failed, on one line; ``""`` where it did not.
         remarks: what the reader itself says of it, see :class:`~training.evaluation.subjects.ReadText`.
+        markdown: what the reader makes of text and layout, likewise; ``""`` where it makes nothing of them.
     """
 
     index: int
@@ -43,6 +44,7 @@ class Reading:
     seconds: float = 0.0
     error: str = ""
     remarks: tuple[str, ...] = ()
+    markdown: str = ""
 
     @property
     def group(self) -> str | int:
@@ -165,8 +167,9 @@ def _reading(sample: TextSample, found: ReadText) -> Reading:
     error = " ".join(found.error.split())
     prediction = "" if error else found.text
     remarks = tuple(getattr(found, "remarks", ()))  # a peer makes none
+    markdown = "" if error else getattr(found, "markdown", "")
     where = (sample.index, sample.source, float(sample.x_height))
-    return Reading(*where, sample.text, prediction, round(found.seconds, 4), error, remarks)
+    return Reading(*where, sample.text, prediction, round(found.seconds, 4), error, remarks, markdown)
 
 
 def _batches(sizes: Sequence[tuple[int, int]], size: int) -> Iterable[list[int]]:

@@ -32,12 +32,13 @@ REPETITION, TRUNCATED = "repetition stopped", "stopped at its limit"
 @dataclass(frozen=True)
 class ReadText:
     """One image as a subject read it: ``seconds`` spent, ``error`` in one line where it failed, and ``remarks`` of
-    the reader itself, ``REPETITION`` or ``TRUNCATED``."""
+    the reader itself, ``REPETITION`` or ``TRUNCATED``; ``markdown`` is what the reader makes of text and layout."""
 
     text: str
     seconds: float = 0.0
     error: str = ""
     remarks: tuple[str, ...] = ()
+    markdown: str = ""
 
 
 class ModelSubject:
@@ -72,6 +73,11 @@ class ModelSubject:
         self._encoder: PictureEncoder | None = None
 
     makes_remarks = True  # of its readings, see ReadText
+
+    @property
+    def lays_out_markdown(self) -> bool:
+        """Whether its readings of pages come with Markdown made from layout and text."""
+        return self.full
 
     def check(self) -> None:
         """That its files are there and of a kind that is known; no weight is loaded.
@@ -133,7 +139,8 @@ class ModelSubject:
             stopped = any(block.repetition_stopped for block in page.blocks)
             truncated = any(block.truncated for block in page.blocks)
             remarks = (REPETITION,) * stopped + (TRUNCATED,) * truncated
-            found[place] = ReadText(page.text, page.seconds, remarks=remarks)
+            markdown = page.markdown if samples[place].layout == "page" else ""
+            found[place] = ReadText(page.text, page.seconds, remarks=remarks, markdown=markdown)
         return [found[place] for place in range(len(samples))]
 
     def _read_whole(self, images: Sequence[Any]) -> list[ReadText]:

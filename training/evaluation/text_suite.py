@@ -1,10 +1,11 @@
 """The suite text: what a subject reads of each held-out set.
 
 Of a set whose items are there at several x-heights the figures are per x-height. Of another they are over all items
-and, where its type is of several sizes, per step of ``STEPS`` too. Markdown sets are read in two ways where the
-subject has a prompt for Markdown, else in the second alone: ``"Markdown prompt"`` shows it the whole page at once,
-``"plain text"`` is what it reads of any page, measured as if it were Markdown: its lines have no headings or tables
-but those that it happened to write.
+and, where its type is of several sizes, per step of ``STEPS`` too. Markdown sets are read in up to three ways:
+``"Markdown prompt"``, where the subject has a prompt for Markdown, shows it the whole page at once; ``"by layout"``,
+where its reader knows the page's layout, is what it reads of any page with the structure that the layout shows
+(`Page.markdown`), the way in which a model that reads line by line writes Markdown; ``"plain text"`` is the same
+reading measured as if it were Markdown: its lines have no headings or tables but those that it happened to write.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LIMIT = 40  # of any other set
 TEXT_FREE = ("blank",)  # nothing to read there: what is read of it is the census's business
 STEPS = (3.0, 4.0, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0)  # x-heights in px; a sample belongs to the nearest by ratio
 FEWEST = 5  # samples that a step must have: an interval of fewer says nothing [ours]
-WAY_MARKDOWN, WAY_PLAIN = "Markdown prompt", "plain text"
+WAY_MARKDOWN, WAY_LAYOUT, WAY_PLAIN = "Markdown prompt", "by layout", "plain text"
 
 
 @dataclass
@@ -54,15 +55,17 @@ class TextEvaluator(Evaluator):
         return {"set": dict(self.text_set.fingerprint()), "limit": self.limit, "heights": list(self.text_set.heights)}
 
     def figures(self, subject: Subject, work: Work) -> Iterator[Figure]:
-        ways: dict[str, bool] = {"": False}
+        ways = [""]
         if self.text_set.markdown:
-            ways = {WAY_PLAIN: False}
+            ways = [WAY_LAYOUT, WAY_PLAIN] if getattr(subject, "lays_out_markdown", False) else [WAY_PLAIN]
             if getattr(subject, "writes_markdown", False):
-                ways = {WAY_MARKDOWN: True, WAY_PLAIN: False}
+                ways = [WAY_MARKDOWN, *ways]
             else:
                 work.notes.append(f"{subject.name} has no prompt for Markdown: its plain text is measured as it is.")
-        for way, markdown in ways.items():
-            readings = read_set(subject, self.text_set, self.limit, work, markdown=markdown)
+        for way in ways:
+            readings = read_set(subject, self.text_set, self.limit, work, markdown=way == WAY_MARKDOWN)
+            if way == WAY_LAYOUT:
+                readings = tuple(replace(reading, prediction=reading.markdown) for reading in readings)
             if not any(reading.truth.strip() for reading in readings):
                 raise NeverMeasured(f"{self.name}: none of its {len(readings)} items says what stands on it")
             measure = _Markdown(readings, way) if self.text_set.markdown else _Plain(readings)
@@ -124,7 +127,7 @@ class _Markdown(_Plain):
         predicted = [read_page(each.prediction) for each in readings]
         self.structures = [count_markdown(one, other) for one, other in zip(predicted, true, strict=True)]
         bare = [replace(each, truth=page.text) for each, page in zip(readings, true, strict=True)]
-        if way == WAY_MARKDOWN:
+        if way != WAY_PLAIN:
             bare = [replace(each, prediction=page.text) for each, page in zip(bare, predicted, strict=True)]
         super().__init__(bare)
         self.readings = readings
