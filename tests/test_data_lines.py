@@ -19,8 +19,8 @@ from modeling_unit import UnitImageProcessor
 from modeling_unit.layout_unit import LayoutSettings, analyse_page
 from modeling_unit.reading_unit import Reader
 from tests.pdf_files import Page, prose, write_pdf
-from training.data import heldout, lines, made_chunks
-from training.data.lines import LINES, line_cutouts
+from training.data import heldout, lines, made_chunks, pdf
+from training.data.line_cuts import LINES, line_cutouts
 from training.data.schema import make_row, read_columns, validate_row, write_shards
 from unit_cli.__main__ import main
 
@@ -300,7 +300,7 @@ def test_pages_that_cannot_be_read_are_counted(cache):
 
 def test_development_and_training_documents_are_disjoint_and_all(monkeypatch):
     listed = {name: [(f"doc/{number}.pdf", 3) for number in range(1500)] for name in ("one-doc", "other-doc")}
-    monkeypatch.setattr(lines, "list_documents", listed.get)
+    monkeypatch.setattr(pdf, "list_documents", listed.get)
     packages = list(listed)
     development, training = lines.development_documents(packages), lines.training_documents(packages)
     assert not development & training
