@@ -533,9 +533,9 @@ def test_the_command_says_in_one_line_what_is_wrong(papers, capsys, arguments, m
 def test_the_command_builds_lines_without_what_is_held_out(papers, tmp_path, monkeypatch, capsys):
     held = expected(1).split("\n")
     monkeypatch.setattr(heldout, "validation_text_filter", lambda: held.__contains__)
-    arguments = ["--unit", "line", "--x-height", 7, "--all-languages", "--leave-out-held-out", "--rows", 9]
+    arguments = ["--unit", "line", "--x-height", 7, "--all-languages", "--leave-out-held-out", "--rows", 15]
     assert run_cli(papers, *arguments, "--out", tmp_path / "out") == 0
-    assert f"{tmp_path / 'out'}: 9 rows from" in capsys.readouterr().out
+    assert f"{tmp_path / 'out'}: 15 rows from" in capsys.readouterr().out
     texts = {row["text"] for row in rows_of(tmp_path / "out")}
     assert texts <= {*expected(2).split("\n"), *expected(101).split("\n")}
     saved = json.loads((tmp_path / "out" / "report.json").read_text())["settings"]
