@@ -6,8 +6,8 @@ From the checkpoint that ships, the two recipes of `training/recipes/lora` are r
 of their micro-batches, at the same rates, seed and number of steps: stage 1 shows each kind at one scale, stage 2 at
 both. Then every model is shown the same held-out rows at both scales, unchanged by training: `L_lan` of each group,
 the cosine distance of pictures to the teacher's features, and how far the patch features of each group have moved from
-the start's (one less their mean cosine). Needs the built data sets (`unit data`): chunks and pictures, train and
-validation; where they are not, the benchmark says so and leaves itself out.
+the start's (one less their mean cosine). Needs the built data sets (`unit data`): lines, chunks and pictures, train
+and held out; where they are not, the benchmark says so and leaves itself out.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ RECIPES = ROOT / "training" / "recipes" / "lora"
 START = ROOT / "modeling_unit" / "checkpoints" / "unit-tiny"
 TEACHER = ROOT / "modeling_unit" / "checkpoints" / "unit-tiny-teacher"
 WAYS = {"one scale": "1-intra-scale.yaml", "mixed": "2-inter-scale.yaml"}
+HELD_OUT = {
+    "lines-train": "lines-development",
+    "chunks-train": "chunks-validation",
+    "pictures-train": "pictures-validation",
+}
 GROUPS = ("document_x4", "document_x1", "natural_x1", "natural_x4")
 
 
@@ -62,7 +67,7 @@ def held_out(batches: int):
     recipe = read_recipe(RECIPES / WAYS["mixed"])
     for group in recipe.groups:
         for source in group["sources"]:
-            source["path"] = source["path"].replace("-train", "-validation")
+            source["path"] = HELD_OUT[source["path"]]
     arguments = scratch_arguments({"max_steps": batches, "seed": 99})
     processor = UnitProcessor.from_pretrained(START)
     data = stage_data(recipe, arguments, processor, UnitConfig.from_pretrained(START))

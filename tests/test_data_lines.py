@@ -19,8 +19,8 @@ from modeling_unit import UnitImageProcessor
 from modeling_unit.layout_unit import LayoutSettings, analyse_page
 from modeling_unit.reading_unit import Reader
 from tests.pdf_files import Page, prose, write_pdf
-from training.data import heldout, lines, made_chunks
-from training.data.lines import LINES, line_cutouts
+from training.data import heldout, lines, made_chunks, pdf
+from training.data.line_cuts import LINES, line_cutouts
 from training.data.schema import make_row, read_columns, validate_row, write_shards
 from unit_cli.__main__ import main
 
@@ -57,12 +57,14 @@ class Sheet:
         self.text += character
         self.boxes.append(box)
 
-    def cut(self, unwanted=lambda text: False, settings=LINES):
+    def cut(self, unwanted=lambda text: False, settings=LINES, **wishes):
         """The cuts, and why others are none."""
         refused = Counter()
         layout = analyse_page(self.image, settings)
         boxes = np.array(self.boxes, dtype=np.float64).reshape(-1, 4)
-        cuts = list(line_cutouts(layout, self.text, boxes, lambda reason: refused.update([reason]), unwanted))
+        cuts = list(
+            line_cutouts(layout, self.text, boxes, lambda reason: refused.update([reason]), unwanted, **wishes)
+        )
         return cuts, dict(refused)
 
 
@@ -177,6 +179,16 @@ def test_one_symbol_is_read_and_many_are_refused():
     )
     cuts, refused = sheet.cut()
     assert [cut.text for cut in cuts] == [first.replace("k", "κ", 1), third]
+    assert refused == {"symbols": 1}
+
+
+def test_letters_of_every_script_are_read_where_any_is_welcome():
+    sheet = Sheet()
+    greek = TEXT[1].replace("h", "η").replace("a", "ά").replace("e", "ε")
+    arrows = TEXT[2].replace("h", "→").replace("a", "⇒").replace("e", "∈").replace("i", "↑")
+    sheet.text = "\n".join([TEXT[0], greek, arrows])
+    cuts, refused = sheet.cut(any_script=True)
+    assert [cut.text for cut in cuts] == [TEXT[0], greek]
     assert refused == {"symbols": 1}
 
 
@@ -300,7 +312,7 @@ def test_pages_that_cannot_be_read_are_counted(cache):
 
 def test_development_and_training_documents_are_disjoint_and_all(monkeypatch):
     listed = {name: [(f"doc/{number}.pdf", 3) for number in range(1500)] for name in ("one-doc", "other-doc")}
-    monkeypatch.setattr(lines, "list_documents", listed.get)
+    monkeypatch.setattr(pdf, "list_documents", listed.get)
     packages = list(listed)
     development, training = lines.development_documents(packages), lines.training_documents(packages)
     assert not development & training
@@ -434,6 +446,46 @@ def test_the_command_builds_sets_whose_documents_differ(cache, capsys):
     assert not sources[0] & sources[1]
 
 
+def listing(path, *names):
+    path.write_text("# those with the most text\n" + "".join(f"open-doc/{name}\n" for name in names))
+    return path
+
+
+def test_the_command_builds_of_listed_documents_and_so_many_pages(cache):
+    development = next((cache / "cache" / "trees" / "open-doc").glob("[0-9]*.pdf")).name
+    arguments = ["--packages", "open-doc", "--out", cache / "out", "--pages-per-pdf", 1]
+    listed = listing(cache / "list.txt", "b.pdf", development)
+    assert unit("--only", "lines-train", "lines-development", *arguments, "--documents", listed) == 0
+    sources = [
+        {row["source"] for row in read_columns(cache / "out" / name, ["source"])}
+        for name in ("lines-train", "lines-development")
+    ]
+    # one page of either, and the one for development is trained on by nobody, whatever the list says
+    assert [{source.split("#")[0] for source in each} for each in sources] == [
+        {"open-doc/b.pdf"},
+        {f"open-doc/{development}"},
+    ]
+    assert [len(each) for each in sources] == [1, 1]
+
+
+def test_a_list_of_documents_that_is_wrong_is_told_in_one_line(cache, capsys):
+    development = next((cache / "cache" / "trees" / "open-doc").glob("[0-9]*.pdf")).name
+    for file, words in (
+        (
+            listing(cache / "far.txt", "a.pdf", "z.pdf"),
+            "1 documents of the list are not in the packages, open-doc/z.pdf",
+        ),
+        (listing(cache / "only.txt", development), "lines-train: there is no document for it in open-doc"),
+        (listing(cache / "none.txt"), "names no document"),
+        (cache / "nowhere.txt", "there is no list of documents"),
+    ):
+        arguments = ["--only", "lines-train", "--packages", "open-doc", "--out", cache / "out", "--documents", file]
+        assert unit(*arguments) == 2
+        said = capsys.readouterr().err
+        assert words in said.splitlines()[-1]
+        assert not (cache / "out").exists()
+
+
 def test_the_command_draws_made_lines(cache, resources, monkeypatch):
     monkeypatch.setattr(lines, "load_resources", lambda split: resources)
     assert unit("--only", "made-lines-train", "--rows", 4, "--seed", 2, "--out", cache / "out") == 0
@@ -458,6 +510,8 @@ def test_the_command_makes_blank_lines_without_the_held_out_texts(cache, picture
     [
         (["--packages", "texlive-humanities-doc"], "held out for validation"),
         (["--only", "blank-lines-train"], "pictures-train holds no parquet files: build the data set first"),
+        (["--only", "made-lines-train", "--documents", "x"], "--documents is for lines-train and lines-development"),
+        (["--only", "made-lines-train", "--pages-per-pdf", 2], "--pages-per-pdf is for lines-train"),
         ([], "pictures-train holds no parquet files: build the data set first"),  # before the other sets are begun
     ],
 )

@@ -10,12 +10,16 @@ import struct
 import tarfile
 import time
 import zipfile
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.pdf_files import Page, prose, write_pdf
-from training.data import heldout, pdf_build, pdf_sources
-from training.data.pdf_build import PageSettings, build_from_pdfs
+from training.data import heldout, line_cuts, pdf_build, pdf_sources
+from training.data.line_cuts import LINES
+from training.data.pdf_build import X_HEIGHTS, PageSettings, build_from_pdfs
 from training.data.refusals import TooManyRefused
 from training.data.schema import read_columns, validate_row
 from unit_cli.__main__ import main
@@ -236,7 +240,7 @@ def test_what_is_no_source_is_said_in_one_line(tmp_path):
 # -------------------------------------------------------------------------------------------------------- settings
 
 
-@pytest.mark.parametrize("unit", ["page", "block", "chunk"])
+@pytest.mark.parametrize("unit", ["page", "block", "line", "chunk"])
 def test_the_number_of_workers_changes_nothing(papers, tmp_path, unit):
     (papers / "more.pdf").write_bytes(document(20, pages=9))  # more than a task has
     settings = PageSettings(unit=unit, x_height=(6.0, 9.0), seed=5)
@@ -252,6 +256,75 @@ def test_blocks_are_the_paragraphs(papers, tmp_path):
     build([papers / "one.pdf"], tmp_path / "out", PageSettings(unit="block", x_height=(8.0, 8.0)))
     texts = [row["text"] for row in read_columns(tmp_path / "out", ["text"])]
     assert texts == ["\n".join(prose(*each, 80)) for each in ((5, 1), (4, 1001), (5, 101), (4, 1101))]
+
+
+def picture_of(row):
+    return np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
+
+
+def test_lines_are_strips_of_one_printed_line_each(papers, tmp_path):
+    settings = PageSettings(unit="line", x_height=(8.0, 8.0), license="CC0-1.0", split="validation")
+    report = build([papers], tmp_path / "out", settings)
+    rows = rows_of(tmp_path / "out")
+    printed = {
+        source: set(expected(seed).split("\n"))
+        for source, seed in (("papers/deep/Two.PDF#1", 2), ("papers/one.pdf#1", 1), ("papers/one.pdf#2", 101))
+    }
+    for row in rows:
+        assert row["text"] in printed[row["source"]]
+        assert (row["license"], row["split"]) == ("CC0-1.0", "validation")
+        assert [word["text"] for word in row["words"]] == row["text"].split()
+        picture = picture_of(row)
+        assert picture.shape[0] == LINES.line_height
+        # the page's x-height of 8 px has become that of the strip, and its letters lie within their words' boxes
+        assert row["x_height"] == pytest.approx(LINES.x_height, rel=0.1)
+        covered = np.zeros(picture.shape[1], dtype=bool)
+        for word in row["words"]:
+            covered[max(word["box"][0] - 1, 0) : word["box"][2] + 1] = True
+        assert picture[:, ~covered].min(initial=255) > 100
+        assert all(picture[:, word["box"][0] : word["box"][2]].min() < 100 for word in row["words"])
+    assert (report.rows, report.pages_used, report.documents) == (len(rows), 3, 2)
+    assert len({(row["source"], row["text"]) for row in rows}) == len(rows) >= 24  # of 27; none twice
+    assert report.rows + sum(report.left_out.values()) == 27
+    assert all(reason.startswith("line: ") for reason in report.left_out)
+
+
+def test_pages_of_lines_are_drawn_at_sizes_of_the_range(papers, tmp_path, monkeypatch):
+    """Small type is enlarged in the cutting, so that the rows do not show the size at which a page was drawn."""
+    drawn = []
+    render = line_cuts.render_page
+    monkeypatch.setattr(
+        line_cuts, "render_page", lambda page, text, size: drawn.append(size) or render(page, text, size)
+    )
+    monkeypatch.setattr(
+        pdf_build, "run_guarded", lambda work, tasks, **_: closable((task, work(task)) for task in tasks)
+    )
+    (papers / "more.pdf").write_bytes(document(20, pages=9))
+    build([papers], tmp_path / "out", PageSettings(unit="line", x_height=(4.0, 6.0)))
+    assert len(drawn) == len(set(drawn)) == 12
+    assert 4.0 <= min(drawn) < 5.0 < max(drawn) <= 6.0
+    drawn.clear()
+    build([papers], tmp_path / "same", PageSettings(unit="line", x_height=X_HEIGHTS["line"]))
+    assert max(drawn) / min(drawn) > 1.5
+    assert 2.8 <= min(drawn) < max(drawn) <= 15.0
+
+
+def closable(results):
+    yield from results
+
+
+def test_lines_in_other_languages_and_what_is_held_out(papers, tmp_path):
+    german = ["Über die Straße läuft ein großer Hund und bellt", "während der Bäcker die Brötchen aus dem Ofen holt"]
+    (tmp_path / "german.pdf").write_bytes(write_pdf([Page().lines(german * 3, 60, 100, 20.0)]))
+    settings = PageSettings(unit="line", x_height=(8.0, 8.0))
+    with pytest.raises(ValueError, match="none of the 1 pages gave a row; left out: page: not English 1"):
+        build([tmp_path / "german.pdf"], tmp_path / "out", settings)
+    build([tmp_path / "german.pdf"], tmp_path / "out", replace(settings, english=False))
+    assert {row["text"] for row in rows_of(tmp_path / "out")} == set(german)
+    first = expected(2).split("\n")[0]
+    report = build([papers], tmp_path / "rest", settings, unwanted=lambda text: text == first)
+    assert report.left_out["line: held out"] == 1
+    assert first not in {row["text"] for row in rows_of(tmp_path / "rest")}
 
 
 def test_paragraphs_are_joined_when_asked(papers, tmp_path):
@@ -285,6 +358,8 @@ def test_settings_that_cannot_be_meant(papers, tmp_path):
         (PageSettings(x_height=(9.0, 5.0)), "x-height"),
         (PageSettings(x_height=(0.0, 5.0)), "x-height"),
         (PageSettings(unit="chunk", joined=True), "chunks"),
+        (PageSettings(unit="line", joined=True), "lines are"),
+        (PageSettings(unit="line", furniture=False), "lines are"),
     ):
         with pytest.raises(ValueError, match=message):
             build([papers], tmp_path / "out", settings)
@@ -444,6 +519,8 @@ def test_the_command_builds_a_set_from_a_folder(papers, tmp_path, capsys):
         ([], "--out FOLDER is needed"),
         (["--out", "x", "--name", "y"], "--name is for the sets of the recipes"),
         (["--out", "x", "--unit", "chunk", "--all-languages"], "chunks are printed lines"),
+        (["--out", "x", "--unit", "line", "--text", "paragraphs"], "lines are all printed lines of a page"),
+        (["--out", "x", "--unit", "line", "--drop-headers"], "lines are all printed lines of a page"),
     ],
 )
 def test_the_command_says_in_one_line_what_is_wrong(papers, capsys, arguments, message):
@@ -451,6 +528,19 @@ def test_the_command_says_in_one_line_what_is_wrong(papers, capsys, arguments, m
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_the_command_builds_lines_without_what_is_held_out(papers, tmp_path, monkeypatch, capsys):
+    held = expected(1).split("\n")
+    monkeypatch.setattr(heldout, "validation_text_filter", lambda: held.__contains__)
+    arguments = ["--unit", "line", "--x-height", 7, "--all-languages", "--leave-out-held-out", "--rows", 15]
+    assert run_cli(papers, *arguments, "--out", tmp_path / "out") == 0
+    assert f"{tmp_path / 'out'}: 15 rows from" in capsys.readouterr().out
+    texts = {row["text"] for row in rows_of(tmp_path / "out")}
+    assert texts <= {*expected(2).split("\n"), *expected(101).split("\n")}
+    saved = json.loads((tmp_path / "out" / "report.json").read_text())["settings"]
+    assert (saved["unit"], saved["english"], saved["x_height"]) == ("line", False, [7.0, 7.0])
+    assert saved["held_out_texts_left_out"] is True
 
 
 def test_a_held_out_package_is_refused_for_training(tmp_path, capsys):

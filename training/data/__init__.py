@@ -12,8 +12,10 @@
 ``pdf``              pages of TeX Live documentation -> chunks for training, blocks for validation
 ``pdf_sources``      PDFs of folders, archives and packages
 ``pdf_pages``        whole pages of any PDF in reading order: columns, footnotes, headers, tables
-``pdf_build``        sources -> a data set of pages, blocks or chunks
+``line_cuts``        pages -> their lines as the `Reader` cuts them
+``pdf_build``        sources -> a data set of pages, blocks, lines or chunks
 ``guarded``          work on strangers' files in processes that may hang or die
+``lines``            data sets of lines: PDFs of packages, drawn pages, pictures without text
 ``made_chunks``      chunks of text drawn with skia, with random fonts and degradations
 ``made_pages``       whole pages drawn with skia, put together from ``pages``: fonts, words, layouts, degradations
 ``markdown``         the dialect of Markdown that pages are labelled in: reading any, writing only this

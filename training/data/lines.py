@@ -1,10 +1,8 @@
-"""Lines of text as a `Reader` cuts them out of pages: what a model that reads line by line should learn from.
+"""Data sets of lines of text as a `Reader` cuts them out of pages (`line_cuts`): what `unit data lines` builds.
 
-A page is drawn (a page of a PDF at a size of type from hardly legible to large, or made pages in many faces), cut by
-the very code that cuts pages for reading (`modeling_unit/layout_unit.py`), and each cut gets the characters that lie
-in it. What the cutting does to a page (sizes and baselines measured on the ink, small type enlarged, paper whitened,
-other lines painted over) is so in the training data as it will be when the model reads. Cuts of pictures without
-letters and of stained paper get an empty text: a model that was never shown such a cut reads letters into it.
+The pages are those of Debian packages of PDFs, drawn from hardly legible to large, and made ones in many faces. Cuts
+of pictures without letters and of stained paper get an empty text: a model that was never shown such a cut reads
+letters into it.
 
 Every number here is ours.
 """
@@ -16,34 +14,23 @@ import itertools
 import math
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pypdfium2 as pdfium
 from PIL import Image
 
-from modeling_unit.layout_unit import LayoutSettings, PageLayout, analyse_page
+from modeling_unit.layout_unit import analyse_page
 
 from .blanks import LEGIBLE
 from .guarded import map_in_order
+from .line_cuts import LINES, line_cutouts, lines_of_page
 from .made_chunks import Resources, degrade, draw_blank, draw_dense, load_resources
 from .pages.degradations import ink_and_paper
-from .pdf import Cutout, Report, Task, _mixed, _rows_of, _run, first_rows, list_documents, plan_pages
-from .pdf_pages import PageRefused, page_cutout, read_page, render_page
+from .pdf import CUT_PAGE_X_HEIGHT, Report, Task, _mixed, _rows_of, _run, choose_documents, first_rows, plan_pages
 from .pictures import compose
 from .schema import make_row, read_columns, write_shards
 
-# A strip of one patch: ascenders of common faces rise to 1.6 x-heights, descenders go to 0.5 below the baseline
-LINE_HEIGHT, BASELINE, LINE_X_HEIGHT = 16, 12.1, 7.5  # px
-LINES = LayoutSettings(
-    x_height=LINE_X_HEIGHT, min_x_height=0.9 * LINE_X_HEIGHT, line_height=LINE_HEIGHT, baseline=BASELINE
-)
-PAGE_X_HEIGHT = (2.8, 15.0)  # px, drawn per page, log-uniform
-MAX_FOREIGN = 0.06  # share of a cut's columns that may show ink where no character is
-MAX_BARE = 0.06  # share of its characters that may show no ink
-MAX_SYMBOLS = 0.2  # share of characters that no keyboard has
 PAGES_PER_LINE = 10  # made pages that are drawn at most for each line that is asked for
 SIDE = (96, 640)  # px of the pictures that blank cuts come from
 CUTS_PER_PICTURE = 4
@@ -51,134 +38,7 @@ FRUITLESS = 2000  # pictures and papers in a row that give no cut: there is none
 DEVELOPMENT_SHARE = 40  # one document in so many is for development: never trained on, free to be tuned on
 
 
-def line_cutouts(
-    layout: PageLayout,
-    text: str,
-    boxes: np.ndarray,
-    refuse: Callable[[str], None],
-    unwanted: Callable[[str], bool] = lambda text: False,
-) -> Iterator[Cutout]:
-    """The cuts of a page with what is printed in them.
-
-    Args:
-        layout: of the page, upright and not reduced, made with a `line_height`.
-        text: of the page in reading order, `\\n` between printed lines.
-        boxes: `(len(text), 4)` in pixels of the page, zeros for white space.
-        refuse: is told why a cut is left out: `no characters`, `two lines` or `order` (its characters are no run of
-            one line), `symbols`, `held out`, `foreign ink`, `bare` (characters without ink).
-        unwanted: texts that must not come out.
-
-    Yields:
-        one for each cut whose ink is that of its characters; boxes in pixels of the cut.
-
-    Raises:
-        ValueError: the page was turned or reduced, or is not cut into strips.
-    """
-    settings = layout.settings
-    if layout.angle or layout.factor != 1 or not settings.line_height:
-        raise ValueError("line_cutouts: the page must be neither turned nor reduced, and cut with a line_height")
-    visible = np.flatnonzero(boxes[:, 2] > boxes[:, 0])
-    if not len(visible):
-        return
-    middles = (boxes[visible, :2] + boxes[visible, 2:]) / 2
-    line_of = np.cumsum([character == "\n" for character in text])[visible]
-    for chunk in layout.chunks():
-        x0, y0, x1, y1 = chunk.box
-        inside = np.flatnonzero(
-            (middles[:, 0] > x0 - 0.5)
-            & (middles[:, 0] < x1 + 0.5)
-            & (middles[:, 1] > y0 - 0.5)
-            & (middles[:, 1] < y1 + 0.5)
-        )
-        if not len(inside):
-            refuse("no characters")
-            continue
-        if line_of[inside[0]] != line_of[inside[-1]]:
-            refuse("two lines")
-            continue
-        if inside[-1] - inside[0] + 1 != len(inside):
-            refuse("order")
-            continue
-        first, last = int(visible[inside[0]]), int(visible[inside[-1]]) + 1
-        part = text[first:last]
-        if "\ufffd" in part or sum(not " " <= c <= "~" for c in part) > max(1, MAX_SYMBOLS * len(part)):
-            refuse("symbols")
-            continue
-        if unwanted(part):
-            refuse("held out")
-            continue
-        pixels = np.asarray(layout.crop(chunk))
-        pad = settings.margin * settings.x_height / chunk.scale
-        origin = np.array([x0 - pad, chunk.lines[0].baseline - settings.baseline / chunk.scale] * 2)
-        own = boxes[first:last]
-        blank = own[:, 2] <= own[:, 0]
-        placed = (own - origin) * chunk.scale
-        fault = _ink_fault(pixels, placed[~blank])
-        if fault:
-            refuse(fault)
-            continue
-        placed[:, :2], placed[:, 2:] = np.floor(placed[:, :2]), np.ceil(placed[:, 2:])
-        size = np.array([pixels.shape[1], pixels.shape[0]])
-        # a character that lies wholly above or below the strip still has its column
-        placed[:, :2] = placed[:, :2].clip(0, size - 1)
-        placed[:, 2:] = np.maximum(placed[:, 2:].clip(0, size), placed[:, :2] + 1)
-        placed[blank] = 0
-        yield Cutout(pixels, part, placed.astype(int), chunk.x_height * chunk.scale)
-
-
-def _ink_fault(pixels: np.ndarray, boxes: np.ndarray) -> str:
-    """Compare the columns of a strip that hold ink with those that hold characters; boxes `(N, 4)` in its pixels."""
-    width = pixels.shape[1]
-    inked = pixels.min(axis=0) < 150  # (W,)
-    covered = np.zeros(width, dtype=bool)
-    bare = 0
-    for x0, _, x1, _ in boxes:
-        left, right = max(0, math.floor(x0)), min(width, math.ceil(x1))
-        bare += not (pixels[:, left : max(right, left + 1)] < 200).any()
-        covered[max(0, left - 1) : right + 1] = True
-    if (inked & ~covered).sum() > max(2, MAX_FOREIGN * covered.sum()):
-        return "foreign ink"
-    return "bare" if bare > MAX_BARE * len(boxes) else ""
-
-
 # --------------------------------------------------------------------------------------------------------- PDF pages
-
-
-def lines_of_page(
-    page: pdfium.PdfPage,
-    rng: np.random.Generator,
-    refusals: Counter,
-    *,
-    unwanted: Callable[[str], bool] = lambda text: False,
-    x_height: tuple[float, float] = PAGE_X_HEIGHT,
-    settings: LayoutSettings = LINES,
-) -> Iterator[Cutout]:
-    """The lines of one page of a PDF, drawn at an x-height from the range `x_height` and cut as for reading.
-
-    Args:
-        page: the page.
-        rng: draws the x-height.
-        refusals: counts why the page (`page: ...`) or lines of it (`line: ...`, see `line_cutouts`) were refused.
-        unwanted: texts that must not come out.
-        x_height: px, least and most, drawn evenly in its logarithm.
-        settings: of the cutting.
-    """
-    try:
-        content = read_page(page)
-        size = math.exp(rng.uniform(*map(math.log, x_height)))
-        cutout = page_cutout(render_page(page, content, size), content)
-    except PageRefused as refused:
-        refusals[f"page: {refused}"] += 1
-        return
-    layout = analyse_page(Image.fromarray(cutout.pixels), settings)
-    if layout.angle or layout.factor != 1 or not layout.blocks:
-        refusals["page: turned, reduced or blank"] += 1
-        return
-
-    def refuse(reason: str) -> None:
-        refusals[f"line: {reason}"] += 1
-
-    yield from line_cutouts(layout, cutout.text, cutout.boxes, refuse, unwanted)
 
 
 _page_settings: tuple[Callable[[str], bool], tuple[float, float]]  # set before the workers are forked
@@ -191,17 +51,20 @@ def _page_rows(task: Task) -> tuple[list[dict], Report]:
     )
 
 
-def development_documents(packages: list[str]) -> frozenset[str]:
-    """One document in `DEVELOPMENT_SHARE` of the training packages, as `PACKAGE/PATH`: for choices that must be made
-    neither on what was trained on nor on what the figures are measured on."""
-    names = (f"{package}/{document}" for package in packages for document, _ in list_documents(package))
+def development_documents(packages: list[str], listed: frozenset[str] | None = None) -> frozenset[str]:
+    """One document in `DEVELOPMENT_SHARE` of the training packages, or of those `listed`, as `PACKAGE/PATH`: for
+    choices that must be made neither on what was trained on nor on what the figures are measured on.
+
+    Raises:
+        ValueError: a document of the list is in none of the packages.
+    """
+    names = choose_documents(packages, listed)
     return frozenset(name for name in names if zlib.crc32(name.encode()) % DEVELOPMENT_SHARE == 0)
 
 
-def training_documents(packages: list[str]) -> frozenset[str]:
-    """All documents but those of `development_documents`."""
-    names = (f"{package}/{document}" for package in packages for document, _ in list_documents(package))
-    return frozenset(names) - development_documents(packages)
+def training_documents(packages: list[str], listed: frozenset[str] | None = None) -> frozenset[str]:
+    """All documents, or all that are `listed`, but those of `development_documents`."""
+    return choose_documents(packages, listed) - development_documents(packages, listed)
 
 
 def build_lines(
@@ -214,7 +77,7 @@ def build_lines(
     pages_per_pdf: int = 15,
     documents: frozenset[str] | None = None,
     split: str = "train",
-    x_height: tuple[float, float] = PAGE_X_HEIGHT,
+    x_height: tuple[float, float] = CUT_PAGE_X_HEIGHT,
     unwanted: Callable[[str], bool] = lambda text: False,
     workers: int = 1,
     progress: bool = True,

@@ -68,6 +68,7 @@ MAX_UNMAPPED = 0.02  # share of a page's characters without Unicode; 2% of TeX L
 MAX_AREA = 65536  # pixels of a chunk: the x4 budget of unit-tiny, 256x256
 MAX_WIDTH = 1024
 PAGE_X_HEIGHT = (7.0, 13.0)  # px, drawn per page of chunks
+CUT_PAGE_X_HEIGHT = (2.8, 15.0)  # px, drawn per page that is cut into lines as for reading, log-uniform
 BLOCK_X_HEIGHT = (8.0, 14.0)  # px, drawn per block: the range the figures are asked for
 LINE_X_HEIGHT = (6.0, 20.0)  # px; lines outside are dropped
 LINES_PER_CHUNK = (0.45, 0.30, 0.25)  # share of chunks with 1, 2, 3 lines
@@ -823,6 +824,21 @@ def read_document_list(path: str | Path) -> frozenset[str]:
     return documents
 
 
+def choose_documents(packages: list[str], listed: frozenset[str] | None = None) -> frozenset[str]:
+    """The documents of packages, or those `listed`, each as ``PACKAGE/PATH``.
+
+    Raises:
+        ValueError: a document of the list is in none of the packages.
+    """
+    there = frozenset(f"{package}/{document}" for package in packages for document, _ in list_documents(package))
+    if listed is None:
+        return there
+    missing = sorted(listed - there)
+    if missing:
+        raise ValueError(f"{len(missing)} documents of the list are not in the packages, {missing[0]} among them")
+    return listed
+
+
 def plan_pages(
     packages: list[str],
     seed: int,
@@ -838,15 +854,10 @@ def plan_pages(
         ValueError: a document of the list is in none of the packages.
     """
     tasks = []
-    listed = {package: list_documents(package) for package in packages}
-    if documents is not None:
-        there = {f"{package}/{document}" for package in packages for document, _ in listed[package]}
-        missing = sorted(documents - there)
-        if missing:
-            raise ValueError(f"{len(missing)} documents of the list are not in the packages, {missing[0]} among them")
+    chosen_documents = choose_documents(packages, documents)
     for package in packages:
-        for document, pages in listed[package]:
-            if documents is not None and f"{package}/{document}" not in documents:
+        for document, pages in list_documents(package):
+            if f"{package}/{document}" not in chosen_documents:
                 continue
             rng = np.random.default_rng([seed, zlib.crc32(f"{package}/{document}".encode())])
             chosen = rng.permutation(pages)[:pages_per_pdf].tolist()

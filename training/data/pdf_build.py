@@ -1,4 +1,4 @@
-"""Users' PDFs -> a data set of whole pages, of blocks or of chunks, with a report: what `unit data from-pdfs` runs.
+"""Users' PDFs -> a data set of whole pages, blocks, lines or chunks, with a report: what `unit data from-pdfs` runs.
 
 Documents are opened, read and rendered in worker processes (`guarded`): one that crashes its worker, hangs or takes
 too much memory is refused like one that is damaged, and the run goes on.
@@ -24,6 +24,7 @@ from . import pdf_pages
 from .guarded import Failure, run_guarded, why
 from .pdf import (
     BLOCK_X_HEIGHT,
+    CUT_PAGE_X_HEIGHT,
     MAX_UNMAPPED,
     PAGE_X_HEIGHT,
     Cutout,
@@ -35,9 +36,14 @@ from .pdf_sources import Document, find_documents, open_documents
 from .refusals import MAX_SHARE, Refusals
 from .schema import make_row, write_shards
 
-UNITS = ("page", "block", "chunk")
-X_HEIGHTS = {"page": pdf_pages.PAGE_X_HEIGHT, "block": BLOCK_X_HEIGHT, "chunk": PAGE_X_HEIGHT}  # px, drawn per page
-ROWS_PER_SHARD = {"page": 500, "block": 5000, "chunk": 5000}
+UNITS = ("page", "block", "line", "chunk")
+X_HEIGHTS = {  # px, drawn per page
+    "page": pdf_pages.PAGE_X_HEIGHT,
+    "block": BLOCK_X_HEIGHT,
+    "line": CUT_PAGE_X_HEIGHT,
+    "chunk": PAGE_X_HEIGHT,
+}
+ROWS_PER_SHARD = {"page": 500, "block": 5000, "line": 5000, "chunk": 5000}
 PAGES_PER_TASK = 8
 DOCUMENT_SECONDS = 30.0  # to open a document and be ready for its pages. Ours
 PAGE_SECONDS = 15.0  # for each page, on average over a task. Ours
@@ -69,6 +75,8 @@ class PageSettings:
             raise ValueError(f"the x-height must lie between 2 and 100 px, got {low:g} to {high:g}")
         if self.unit == "chunk" and not (self.english and self.furniture and not self.joined):
             raise ValueError("chunks are printed lines of English text: choose the unit page or block")
+        if self.unit == "line" and (self.joined or not self.furniture):
+            raise ValueError("lines are all printed lines of a page, each by itself: choose the unit page or block")
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,8 @@ def build_from_pdfs(
         OSError: the disk is full.
     """
     settings.check()
+    if settings.unit == "line":
+        from . import line_cuts  # noqa: F401  loads torch: once, before the workers are forked
     begin = time.perf_counter()
     out = Path(out).absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -333,13 +343,18 @@ def _cutouts(
     Raises:
         PageRefused: nothing, with the reason.
     """
-    if settings.unit == "chunk":
+    if settings.unit in ("line", "chunk"):
         if not all(pdf_pages.SIDE[0] <= side <= pdf_pages.SIDE[1] for side in page.get_size()):
             raise PageRefused("size")
         counts: Counter = Counter()
-        yield from chunks_of_page(
-            page, rng, counts, unwanted=unwanted or (lambda text: False), x_height=settings.x_height
-        )
+        wishes = {"unwanted": unwanted or (lambda text: False), "x_height": settings.x_height}
+        if settings.unit == "chunk":
+            yield from chunks_of_page(page, rng, counts, **wishes)
+        else:
+            from .line_cuts import lines_of_page
+
+            wishes |= {"english": settings.english, "max_unmapped": settings.max_unmapped}
+            yield from lines_of_page(page, rng, counts, **wishes)
         reason = next((key for key in counts if key.startswith("page: ")), None)
         if reason:
             raise PageRefused(reason.removeprefix("page: "))

@@ -1,7 +1,8 @@
-"""`unit data from-pdfs`: pages, blocks and chunks of PDFs.
+"""`unit data from-pdfs`: pages, blocks, lines and chunks of PDFs.
 
 unit data from-pdfs ~/papers --out papers                # whole pages of a folder of PDFs
 unit data from-pdfs arxiv.tar.gz --unit block --out b    # paragraphs, from an archive
+unit data from-pdfs ~/papers --unit line --out lines     # lines as the Reader cuts them, for models that read lines
 unit data from-pdfs texlive-science-doc --out science    # a Debian package by name
 unit data from-pdfs                                      # the training set that the recipes name
 
@@ -36,7 +37,7 @@ def add_parser(commands) -> None:
     """Add the command to the sub-parsers of `unit data`."""
     pdfs = commands.add_parser(
         "from-pdfs",
-        help="pages, blocks and chunks of PDFs: of folders, archives, Debian packages",
+        help="pages, blocks, lines and chunks of PDFs: of folders, archives, Debian packages",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -47,13 +48,15 @@ def add_parser(commands) -> None:
         help="PDFs, folders of them, zip or tar archives, names of Debian packages; none: the sets of the recipes",
     )
     yours = pdfs.add_argument_group("with SOURCE")
-    yours.add_argument("--unit", choices=("page", "block", "chunk"), default="page", help="of a row; default: page")
+    yours.add_argument(
+        "--unit", choices=("page", "block", "line", "chunk"), default="page", help="of a row; default: page"
+    )
     yours.add_argument(
         "--x-height",
         type=x_height,
         metavar="PX",
         help="height of a lower-case x in pixels, fixed (8) or drawn for each page from a range (6-12); "
-        "default: 5-10 for pages, 8-14 for blocks, 7-13 for chunks",
+        "default: 5-10 for pages, 8-14 for blocks, 2.8-15 for lines, 7-13 for chunks",
     )
     yours.add_argument(
         "--text",
