@@ -55,6 +55,7 @@ data: $(VENV)/.dev ## fetch and build all training and validation data into the 
 	$(UNIT) data make-pages --workers $(WORKERS)
 	$(UNIT) data pictures
 	$(UNIT) data targets
+	$(UNIT) data lines --workers $(WORKERS)
 	$(UNIT) data make-markdown --split validation --workers $(WORKERS)
 	$(UNIT) data evaluation-sets --workers $(WORKERS)
 	$(UNIT) data check-leaks

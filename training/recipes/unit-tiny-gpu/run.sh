@@ -17,8 +17,9 @@ recipes=training/recipes/unit-tiny-gpu
 for archive in "$packed"/*.tar "$packed"/*.tar.xz; do tar xf "$archive" -C "$UNIT_CACHE"; done
 
 build() {
-  "$python" -m unit_cli data lines --only lines-train made-lines-train blank-lines-train --rows 300000 \
-    --documents $recipes/documents.txt --pages-per-pdf 150 --workers "$((cores > 2 ? cores - 2 : 1))"
+  "$python" -m unit_cli data lines --only made-lines-train blank-lines-train --workers "$((cores > 2 ? cores - 2 : 1))"
+  "$python" -m unit_cli data lines --only lines-train --documents $recipes/documents.txt --pages-per-pdf 150 \
+    --workers "$((cores > 2 ? cores - 2 : 1))"
   "$python" -m unit_cli data make-pages --rows 40000 --workers "$((cores > 2 ? cores - 2 : 1))"
   "$python" -m unit_cli data from-pdfs --documents $recipes/documents.txt --pages-per-pdf 40 --rows 60000 \
     --workers "$((cores > 2 ? cores - 2 : 1))"
