@@ -136,29 +136,47 @@ def test_grids_are_rounded_to_few(grid, expected):
     assert rounded_grid(*grid) == expected
 
 
-def test_the_rows_of_a_batch_have_its_shape(shards):
+def test_the_rows_of_a_batch_fit_its_shape(shards):
     group = plan(shards)
     seen = set()
     for step in range(16):
         (rows, cols, text), members = group.batch(step)
-        for source, position in members:
-            assert tuple(group.shapes[source][position]) == (rows, cols, text)
+        shapes = np.array([group.shapes[source][position] for source, position in members])
+        assert (shapes[:, 0] == rows).all()  # lines of one height together
+        assert tuple(shapes.max(axis=0)) == (rows, cols, text)  # and no larger than its largest
         assert len(members) == max(1, 64 // (rows * cols))
         batch = group[step]
         assert batch["pixel_values"].shape == (len(members), 3, rows * 8, cols * 8)
         assert batch["input_ids"].shape == (len(members), rows * cols + text)
         seen.add((rows, cols, text))
     # 40 x 8 pixels: 1 row of 8 columns; 64 x 16: 2 rows of 16; 100 x 8: 1 row of 16; 130 x 24 shrinks to 128: 3 of 16
-    assert {shape[:2] for shape in seen} == {(1, 8), (2, 16), (1, 16), (3, 16)}
+    assert {shape[:2] for shape in seen} <= {(1, 8), (2, 16), (1, 16), (3, 16)}
+    assert {shape[0] for shape in seen} == {1, 2, 3}
     assert {shape[2] for shape in seen} <= {32, 128}  # few bytes, and once 100 of them, with a prompt and an end
 
 
-def test_long_texts_do_not_lengthen_the_batches_of_short_ones(shards):
+def test_rows_that_fill_no_batch_go_with_larger_ones(tmp_path):
+    """Drawn again until they fill one, a row alone would be a whole micro-batch: a step in a direction of its own."""
+    widths = [40] * 37 + [100] * 3  # pixels: 8 to a batch of 1 x 8 patches, 4 to one of 1 x 16
+    write_shards([document_row(f"row {i}", width, 8, seed=i) for i, width in enumerate(widths)], tmp_path / "lines")
+    group = plan(tmp_path, names=("lines",), window=6)
+    batches = [group.batch(step) for step in range(6)]  # of the first window
+    for shape, members in batches:
+        assert len(set(members)) >= (0.5 if shape[1] == 8 else 0.75) * len(members)
+    mixed = [shape for shape, members in batches if len({group.shapes[s][p][1] for s, p in members}) > 1]
+    assert mixed in ([], [(1, 16, 32)])  # no more than one of both lengths
+
+
+def test_long_texts_lengthen_one_batch_of_short_ones_at_most(shards):
     group = plan(shards)
-    for step in range(16):
-        (_, _, text), members = group.batch(step)
-        long = [group.sources[source].lengths[position] > 30 for source, position in members]
-        assert all(long) if text > 32 else not any(long)
+    for window in range(4):
+        lengthened = 0
+        for step in range(4 * window, 4 * window + 4):
+            (_, _, text), members = group.batch(step)
+            long = [group.sources[source].lengths[position] > 30 for source, position in members]
+            assert any(long) == (text > 32)
+            lengthened += any(long) and not all(long)
+        assert lengthened <= 1
 
 
 def test_batches_hold_as_many_patches_as_asked(shards):

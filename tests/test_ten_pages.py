@@ -44,7 +44,7 @@ def test_ten_pages_are_overfitted_and_read_back(tmp_path):
     examples = [{key: value[index] for key, value in batch.items()} for index in range(len(rows))]
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
-        max_steps=300,
+        max_steps=400,
         per_device_train_batch_size=10,
         learning_rate=3e-3,
         warmup_steps=10,
