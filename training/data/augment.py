@@ -35,16 +35,7 @@ def augment_document(
         image = black_and_white(image, rng)
     elif rng.random() < 0.15:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8)))
-    pixels = np.asarray(image, dtype=np.float32)
-    if rng.random() < 0.6:
-        dark, light = rng.uniform(0, 70), rng.uniform(185, 255)  # ink and paper tones
-        pixels = dark + pixels * ((light - dark) / 255.0)
-    if rng.random() < 0.3:
-        pixels = pixels + rng.normal(0.0, rng.uniform(1.0, 10.0), size=pixels.shape).astype(np.float32)
-    if rng.random() < 0.03:
-        pixels = np.where(
-            rng.random(pixels.shape) < rng.uniform(0.0005, 0.004), pixels.min(), pixels
-        )  # specks of dirt
+    pixels = _soiled(image, rng, toned=0.6, darkest=70, lightest=185, noisy=0.3)
     if rng.random() < 0.05:
         pixels = 255.0 - pixels
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), boxes
@@ -94,15 +85,24 @@ def augment_line(
         image = black_and_white(image, rng)
     elif rng.random() < 0.15:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8)))
+    pixels = _soiled(image, rng, toned=0.4, darkest=60, lightest=215, noisy=0.25)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), boxes
+
+
+def _soiled(
+    image: Image.Image, rng: np.random.Generator, *, toned: float, darkest: float, lightest: float, noisy: float
+) -> np.ndarray:
+    """Pixels `(H, W)` float32 with tones of ink (0 to `darkest`) and paper (`lightest` to 255) in a share `toned` of
+    the cases, noise in a share `noisy`, specks of dirt in 3%."""
     pixels = np.asarray(image, dtype=np.float32)
-    if rng.random() < 0.4:
-        dark, light = rng.uniform(0, 60), rng.uniform(215, 255)
+    if rng.random() < toned:
+        dark, light = rng.uniform(0, darkest), rng.uniform(lightest, 255)
         pixels = dark + pixels * ((light - dark) / 255.0)
-    if rng.random() < 0.25:
+    if rng.random() < noisy:
         pixels = pixels + rng.normal(0.0, rng.uniform(1.0, 10.0), size=pixels.shape).astype(np.float32)
     if rng.random() < 0.03:
         pixels = np.where(rng.random(pixels.shape) < rng.uniform(0.0005, 0.004), pixels.min(), pixels)
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), boxes
+    return pixels
 
 
 def coarse(image: Image.Image, factor: float, rng: np.random.Generator) -> Image.Image:
