@@ -102,6 +102,7 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
 
     Raises:
         ValueError: a setting that cannot be, in one line.
+        reading_looks: how often the `Reader` looks at a line of which it is not sure. `None`: once.
     """
 
     model_input_names = ["pixel_values", "spatial_shapes"]
@@ -120,6 +121,7 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
         reading_lines: int | None = None,
         reading_line_height: int | None = None,
         reading_baseline: float | None = None,
+        reading_looks: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -167,6 +169,7 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
         self.reading_lines = reading_lines
         self.reading_line_height = reading_line_height
         self.reading_baseline = reading_baseline
+        self.reading_looks = reading_looks
 
     @classmethod
     def from_vision_pretrained(cls, source, hub: dict[str, Any] | None = None, **settings) -> "UnitImageProcessor":
