@@ -75,11 +75,10 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
     """Resizes, pads and normalises images of any size for UNIT.
 
     Two kinds of image, two base scales [paper]: natural pictures at x1, documents at x4. "x4" is ambiguous in the
-    paper (side
-    or area): `scale_as` decides.
+    paper (side or area): `scale_as` decides.
 
     * natural: resized, aspect kept, to the area of the scale (x1: `base_size` squared), sides rounded to whole
-    patches.
+      patches.
     * document: never enlarged; shrunk only if larger than the area of the scale or wider or higher than `max_side`;
       padded at the bottom and right to whole patches with the colour of its border.
 
@@ -99,10 +98,10 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
             own.
         reading_line_height, reading_baseline: every line is read alone, in a strip so many pixels high, whole patches,
             its baseline so many pixels from the top. Both or neither; `None`: chunks as high as their ink.
+        reading_looks: how often the `Reader` looks at such a line while it is not sure of it. `None`: once.
 
     Raises:
         ValueError: a setting that cannot be, in one line.
-        reading_looks: how often the `Reader` looks at a line of which it is not sure. `None`: once.
     """
 
     model_input_names = ["pixel_values", "spatial_shapes"]
@@ -157,6 +156,8 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
                     f"reading_baseline must lie within reading_line_height ({reading_line_height}), "
                     f"got {reading_baseline!r}."
                 )
+        if reading_looks is not None and (type(reading_looks) is not int or reading_looks < 1):
+            raise ValueError(f"reading_looks must be a positive whole number or None, got {reading_looks!r}.")
         self.patch_size = patch_size
         self.base_size = base_size
         self.scale_factor = scale_factor

@@ -31,9 +31,9 @@ from .repetition_unit import RepetitionStopper, trim_repetition
 from .rows_unit import ReadLine
 
 # Confidence from which one look at a line is enough, and how it is looked at again: moved by so many patches, and
-# stretched. On ten pages of development documents the word F1 of the first unit-tiny that read lines was .913 with one
-# look, .927 with two, .939 with four and .943 with six at an x-height of 10 px; at 4 px .848, .871, .885, .895; voting,
-# by lines or by words, was no better than the most confident one. [ours, measured]
+# stretched. On ten pages of development documents a unit-tiny read with a word F1 of .913 at one look, .927 at two,
+# .939 at four and .943 at six at an x-height of 10 px; at 4 px .848, .871, .885, .895. A vote, of lines or of words,
+# was no better than the surest reading. [ours, measured]
 SURE = 0.99
 LOOKS = ((0.5, 1.0), (0.0, 0.94), (0.0, 1.06), (0.25, 0.97), (0.75, 1.03))
 
@@ -205,13 +205,12 @@ class Reader:
         processor: `UnitProcessor`.
         batch_size: most chunks read at once.
         settings (`LayoutSettings`, *optional*): by default budget and patches of the processor; a model that takes
-        larger
-            documents than unit-tiny gets proportionally more lines at once.
+            larger documents than unit-tiny gets proportionally more lines at once.
         repetition: settings of [`RepetitionStopper`] other than the defaults.
-        looks: how often a line of which the first reading is not sure is looked at: each further time a little
+        looks: how often a line is looked at of which the first reading is not sure, 1 to 6: each further time a little
             shifted, narrower or wider, so that other patches hold its letters; what is read with the most confidence
-            stays. By default what the model was saved with (`reading_looks` of its image processor), else 1. Only for models
-            that read line by line.
+            stays. By default what the model was saved with (`reading_looks` of its image processor), else 1. For
+            models that read line by line; others look once.
         packed: encode the chunks of a batch without padding them to one size. By default where model and processor
             know how to: a page takes a tenth less time on a CPU, and reads the same [ours, measured].
 

@@ -303,6 +303,94 @@ def test_a_batch_of_nothing_is_refused():
         reader_of(None, batch_size=0)
 
 
+# ------------------------------------------------------------------------------------------------------ looking again
+
+STRIPS = LayoutSettings(
+    document_area=65536, max_width=256, patch_size=8, max_lines=1, x_height=8.0, line_height=16, baseline=12.0
+)
+
+
+class Squinter(Parrot):
+    """Answers each image it is shown with the next of `answers`, `(text, probability of each piece)`."""
+
+    def __init__(self, *answers):
+        super().__init__(None)
+        self.answers, self.shown = list(answers), []
+
+    def generate(self, input_ids, attention_mask, pixel_values, spatial_shapes, **settings):
+        assert len(input_ids) == 1
+        self.shown.append(pixel_values[0])
+        text, self.sure = self.answers[min(len(self.shown), len(self.answers)) - 1]
+        self.script = lambda width: text
+        return super().generate(input_ids, attention_mask, pixel_values, spatial_shapes, **settings)
+
+
+def look(model, looks=4, texts=("rain",), settings=STRIPS, **kept):
+    processor = tiny.processor(base_size=128, max_side=1024, **kept)
+    reader = Reader(model, processor, settings=settings, batch_size=1, looks=looks)
+    return reader.read(draw([(50 + 60 * i, text) for i, text in enumerate(texts)]))
+
+
+def test_a_doubtful_line_is_looked_at_again_and_its_surest_reading_stays():
+    model = Squinter(("ram", 0.6), ("rein", 0.7), ("rain", 0.9), ("roin", 0.8))
+    page = look(model)
+    assert (page.text, len(model.shown)) == ("rain", 4)
+    assert page.confidence == pytest.approx(0.9)
+
+
+def test_each_look_shows_the_line_otherwise():
+    model = Squinter(("rain", 0.6))
+    look(model, looks=6)
+    first, *others = model.shown
+    assert len(others) == 5
+    for index, shown in enumerate(others):
+        assert not any(shown.shape == one.shape and torch.equal(shown, one) for one in [first, *others[:index]])
+
+
+@pytest.mark.parametrize(("text", "sure"), [("rain", 0.995), ("", 0.5)])
+def test_a_line_that_is_sure_or_empty_is_looked_at_once(text, sure):
+    model = Squinter((text, sure))
+    assert look(model).text == text
+    assert len(model.shown) == 1
+
+
+def test_only_the_lines_in_doubt_are_looked_at_again():
+    model = Squinter(("moss", 0.5), ("mess", 0.4), ("a quiet mossy river", 0.995))  # narrow ones are read first
+    assert look(model, looks=2, texts=[POEM[0], POEM[2]]).text == "moss\n\na quiet mossy river"
+    assert len(model.shown) == 3
+
+
+def test_a_finished_reading_beats_a_surer_one_that_was_cut_short():
+    model = Squinter((None, 0.98), ("rain", 0.4), (None, 0.99), (None, 0.99))
+    page = look(model)
+    assert (page.text, page.blocks[0].truncated) == ("rain", False)
+
+
+def test_no_look_is_wider_than_the_model_takes():
+    model = Squinter(("rain", 0.6))
+    look(model, looks=6, texts=["a quiet mossy river runs by my home"], settings=STRIPS)
+    assert max(shown.shape[-1] for shown in model.shown) <= STRIPS.max_width
+
+
+def test_looks_are_as_the_model_was_saved_and_one_otherwise():
+    once, thrice = Squinter(("rain", 0.6)), Squinter(("rain", 0.6))
+    look(once, looks=None)
+    look(thrice, looks=None, reading_looks=3)
+    assert (len(once.shown), len(thrice.shown)) == (1, 3)
+
+
+def test_models_that_read_chunks_look_once():
+    model = Squinter(("rain", 0.6))
+    look(model, settings=SETTINGS)
+    assert len(model.shown) == 1
+
+
+@pytest.mark.parametrize("looks", [0, 7])
+def test_looks_that_there_are_not_are_refused(looks):
+    with pytest.raises(ValueError, match=f"looks must lie between 1 and 6, got {looks}"):
+        look(None, looks=looks)
+
+
 # -------------------------------------------------------------------------------------------------------- a real model
 
 

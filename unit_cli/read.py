@@ -34,6 +34,13 @@ def add_parser(subparsers) -> None:
         action=argparse.BooleanOptionalAction,
         help="encode pieces of different sizes without padding (default: where the model can, as UNIT's do)",
     )
+    parser.add_argument(
+        "--looks",
+        type=positive,
+        metavar="N",
+        help="how often a line is looked at that the first reading is not sure of, at most 6 (default: as the model "
+        "was saved); 1 is fastest",
+    )
     add_model_argument(parser)
 
 
@@ -44,7 +51,10 @@ def run(args: argparse.Namespace) -> int:
 
     if not hasattr(model, "generate"):
         raise CommandError(f"{name}: this model cannot read: it has no language decoder")
-    reader = Reader(model, processor, batch_size=args.batch_size, packed=args.packed)
+    try:
+        reader = Reader(model, processor, batch_size=args.batch_size, packed=args.packed, looks=args.looks)
+    except ValueError as error:  # more looks than there are
+        raise CommandError(str(error)) from error
     status = 0
     with ExitStack() as stack:
         try:
