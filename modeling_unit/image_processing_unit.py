@@ -99,6 +99,8 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
         reading_line_height, reading_baseline: every line is read alone, in a strip so many pixels high, whole patches,
             its baseline so many pixels from the top. Both or neither; `None`: chunks as high as their ink.
         reading_looks: how often the `Reader` looks at such a line while it is not sure of it. `None`: once.
+        reading_evidence: of how much evidence a block must be for the `Reader` to believe that it is text, see
+            [`Block`]. `None`: any.
 
     Raises:
         ValueError: a setting that cannot be, in one line.
@@ -121,6 +123,7 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
         reading_line_height: int | None = None,
         reading_baseline: float | None = None,
         reading_looks: int | None = None,
+        reading_evidence: float | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -158,6 +161,8 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
                 )
         if reading_looks is not None and (type(reading_looks) is not int or reading_looks < 1):
             raise ValueError(f"reading_looks must be a positive whole number or None, got {reading_looks!r}.")
+        if reading_evidence is not None and not (isinstance(reading_evidence, (int, float)) and reading_evidence >= 0):
+            raise ValueError(f"reading_evidence must be a number from 0 on or None, got {reading_evidence!r}.")
         self.patch_size = patch_size
         self.base_size = base_size
         self.scale_factor = scale_factor
@@ -171,6 +176,7 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
         self.reading_line_height = reading_line_height
         self.reading_baseline = reading_baseline
         self.reading_looks = reading_looks
+        self.reading_evidence = reading_evidence
 
     @classmethod
     def from_vision_pretrained(cls, source, hub: dict[str, Any] | None = None, **settings) -> "UnitImageProcessor":

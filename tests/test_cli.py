@@ -155,6 +155,23 @@ def test_a_device_that_is_not_there_is_named(unit):
 # ---------------------------------------------------------------------------------------------------------------- read
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [("--looks", "7", "looks must lie between 1 and 6, got 7"), ("--evidence", "-1", "evidence must be at least 0")],
+)
+def test_readings_that_there_are_not_are_refused_in_one_line(unit, option, value, words):
+    status, _, errors = unit("read", "page.png", "--model", "model", option, value)
+    assert (status, len(errors)) == (2, 1)
+    assert words in errors[0]
+
+
+def test_what_little_speaks_for_is_left_out(unit):
+    _, everything, _ = unit("read", "page.png", "--model", "model", "--evidence", "0")
+    _, nothing, _ = unit("read", "page.png", "--model", "model", "--evidence", "1e12")
+    assert everything.strip()
+    assert not nothing.strip()
+
+
 def test_one_page_is_printed_bare_and_several_under_their_names(unit):
     status, one, errors = unit("read", "page.png", "--model", "model")
     assert (status, errors) == (0, [])

@@ -309,6 +309,8 @@ def test_wrong_calls_are_refused(images, settings, words):
         ("image_std", [0.0, 0.5, 0.5]),
         ("reading_looks", 0),
         ("reading_looks", 2.0),
+        ("reading_evidence", -1.0),
+        ("reading_evidence", "much"),
     ],
 )
 def test_wrong_settings_are_refused(name, value):
@@ -338,6 +340,7 @@ def test_strips_that_no_line_can_be_read_in_are_refused_in_one_line(line_height,
 
 def test_settings_survive_saving(tmp_path):
     reading = {"reading_x_height": 7.5, "reading_line_height": 16, "reading_baseline": 12.1, "reading_looks": 4}
+    reading["reading_evidence"] = 14.0
     processor = image_processor(image_mean=[0.1, 0.2, 0.3], do_normalize=False, scale_as="side", **reading)
     processor.save_pretrained(tmp_path)
     loaded = UnitImageProcessor.from_pretrained(tmp_path)

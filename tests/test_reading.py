@@ -391,6 +391,32 @@ def test_looks_that_there_are_not_are_refused(looks):
         look(None, looks=looks)
 
 
+# ------------------------------------------------------------------------------------------------ what is no text
+
+
+def test_evidence_grows_with_letters_and_with_confidence():
+    blocks = [
+        Block((0, 0, 9, 9), text, sure) for text, sure in [("1", 0.9), ("rain", 0.9), ("rain", 0.99), ("- * |", 0.99)]
+    ]
+    assert [block.evidence for block in blocks] == pytest.approx([9, 36, 396, 0])
+    assert Block((0, 0, 9, 9), "1", 1.0).evidence > 1e5
+
+
+@pytest.mark.parametrize(("text", "sure", "read"), [("1", 0.9, ""), ("rain", 0.5, ""), ("rain", 0.9, "rain")])
+def test_a_block_of_little_evidence_is_left_out(text, sure, read):
+    processor = tiny.processor(base_size=128, max_side=1024, reading_evidence=14.0)
+    model = Squinter((text, sure))
+    page = draw([(30, POEM[2])])
+    assert Reader(model, processor, settings=SETTINGS, batch_size=1).read(page).text == read
+    assert Reader(model, processor, settings=SETTINGS, batch_size=1, evidence=0).read(page).text == text
+
+
+@pytest.mark.parametrize("evidence", [-1, math.nan])
+def test_evidence_below_nothing_is_refused(evidence):
+    with pytest.raises(ValueError, match="evidence must be at least 0"):
+        reader_of(None, evidence=evidence)
+
+
 # -------------------------------------------------------------------------------------------------------- a real model
 
 

@@ -41,6 +41,13 @@ def add_parser(subparsers) -> None:
         help="how often a line is looked at that the first reading is not sure of, at most 6 (default: as the model "
         "was saved); 1 is fastest",
     )
+    parser.add_argument(
+        "--evidence",
+        type=float,
+        metavar="E",
+        help="leave out what is hardly text: blocks with fewer letters, times the odds that one is right, than this "
+        "(default: as the model was saved); 0 keeps all",
+    )
     add_model_argument(parser)
 
 
@@ -52,8 +59,9 @@ def run(args: argparse.Namespace) -> int:
     if not hasattr(model, "generate"):
         raise CommandError(f"{name}: this model cannot read: it has no language decoder")
     try:
-        reader = Reader(model, processor, batch_size=args.batch_size, packed=args.packed, looks=args.looks)
-    except ValueError as error:  # more looks than there are
+        chosen = {"packed": args.packed, "looks": args.looks, "evidence": args.evidence}
+        reader = Reader(model, processor, batch_size=args.batch_size, **chosen)
+    except ValueError as error:  # more looks than there are, evidence below 0
         raise CommandError(str(error)) from error
     status = 0
     with ExitStack() as stack:
