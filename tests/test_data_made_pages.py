@@ -519,13 +519,27 @@ def test_the_command_draws_what_it_is_asked_for(font_folder, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("at_home")
+def test_pages_in_large_print_are_a_set_of_the_recipes(font_folder, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text(PROSE)
+    load = made_pages.load_page_resources
+    monkeypatch.setattr(made_pages, "load_page_resources", lambda: load("train", font_folder, [tmp_path / "text.txt"]))
+    assert unit("make-pages", "--kind", "large", "--rows", 6, "--out", tmp_path) == 0
+    rows = list(read_columns(tmp_path / "sparse-pages-train", ["image", "x_height", "split"]))
+    sides = [side for row in rows for side in Image.open(io.BytesIO(row["image"]["bytes"])).size]
+    assert len(rows) == 6
+    assert 448 <= min(sides) <= max(sides) <= 640
+    assert {row["split"] for row in rows} == {"train"}
+    assert all(13 <= row["x_height"] <= 27 for row in rows if row["x_height"])
+
+
+@pytest.mark.usefixtures("at_home")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--count", 5, "--size", "8"], "too small"),
         (["--count", 5, "--fonts", "nowhere"], "there is no folder nowhere"),
         (["--count", 5, "--corpus", "nowhere.txt", "--fonts", "FONTS"], "cannot read the text file nowhere.txt"),
-        (["--count", 5, "--kind", "dense"], "--kind and --rows are for chunks"),
+        (["--count", 5, "--kind", "dense"], "--kind and --rows are for the recipes' sets"),
         (["--size", "448"], "--size is for whole pages: say how many with --count"),
         (["--count", 5, "--pictures", "EMPTY"], "holds no pictures for train"),
         (["--count", 5, "--fonts", "EMPTY"], "no font found in"),

@@ -5,7 +5,7 @@ What the recipes name is built from packages into the cache outside the reposito
 unit data from-pdfs                      # chunks-train: 160,000 chunks of real pages, about 10 minutes on 2 cores
 unit data from-pdfs --split validation   # blocks-validation and chunks-validation, a minute or two
 unit data from-pdfs SOURCE... --out DIR  # pages, blocks, lines or chunks of your own PDFs: folders, archives, packages
-unit data make-pages                     # made-train and made-small-train: 26,000 drawn chunks, about a minute
+unit data make-pages                     # made-train, made-small-train: 26,000 drawn chunks; sparse-pages-train
 unit data make-pages --count N --out DIR # whole pages in many layouts: tables, forms, receipts, letters, code, ...
 unit data make-markdown                  # markdown-made-train and markdown-pdf-train: pages whose target is Markdown
 unit data make-blanks                    # blank-train: 6,000 strips of pictures, nothing to read on them

@@ -7,13 +7,23 @@ from pathlib import Path
 
 from .options import add_out, add_workers, parent, positive, x_height
 
-# (data set, rows) of chunks that the recipes name, built without another wish.
-MADE_SETS = {"dense": ("made-train", 20_000), "sparse": ("made-small-train", 6_000)}
+# (data set, rows) that the recipes name, built without another wish: two of chunks, and one of whole pages with few
+# words in large print, which are legible at x1 too.
+MADE_SETS = {
+    "dense": ("made-train", 20_000),
+    "sparse": ("made-small-train", 6_000),
+    "large": ("sparse-pages-train", 6_000),
+}
+LARGE_PRINT = {
+    "size": "448-640x448-640",
+    "x_height": (14.0, 26.0),
+    "layouts": ("paragraphs", "headings", "large"),
+}
 
 DESCRIPTION = """\
 Draw pages of text. With --count: whole pages, written to --out; layouts, order of the text and degradations are
-described in docs/data.md. Without: the short chunks that the shipped recipes train on (made-train and
-made-small-train), to which only --kind, --rows, --seed, --workers and --out apply.
+described in docs/data.md. Without: what the shipped recipes train on, short chunks (made-train, made-small-train)
+and pages in large print (sparse-pages-train), to which only --kind, --rows, --seed, --workers and --out apply.
 
   unit data make-pages --count 10000 --size 448 --seed 1 --workers 4 --out pages
   unit data make-pages --count 500 --size 300-600x400-900 --x-height 6-10 --layouts table,form --out forms
@@ -42,9 +52,11 @@ def add_parser(commands) -> None:
     clean.add_argument("--degradations", type=_names, metavar="NAME,…", help="only these; default: all")
     clean.add_argument("--no-degradations", action="store_true", help="as printed")
     made.add_argument(
-        "--kind", choices=tuple(MADE_SETS), help="chunks: only dense ones, or only sparse small canvases"
+        "--kind",
+        choices=tuple(MADE_SETS),
+        help="without --count: only dense chunks, only sparse small ones, or only pages in large print",
     )
-    made.add_argument("--rows", type=positive, help="chunks: how many (of each kind)")
+    made.add_argument("--rows", type=positive, help="without --count: how many (of each kind)")
     add_out(made, "with --count: folder of the data set; else parent folder of the sets, default: the cache")
     add_workers(made)
 
@@ -58,15 +70,15 @@ RESOURCE_OPTIONS = ("split", "fonts", "corpus", "pictures")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw whole pages, or the chunks of both kinds or of one."""
+    """Draw whole pages as wished, or the sets of the recipes or one of them."""
     if args.count is None:
         wrong = [name for name in dict.fromkeys(PAGE_OPTIONS + RESOURCE_OPTIONS) if getattr(args, name) is not None]
         if wrong or args.no_degradations:
             name = (wrong or ["no_degradations"])[0].replace("_", "-")
             raise ValueError(f"--{name} is for whole pages: say how many with --count")
-        return _chunks(args)
+        return _sets_of_recipes(args)
     if args.kind or args.rows:
-        raise ValueError("--kind and --rows are for chunks; whole pages are counted by --count")
+        raise ValueError("--kind and --rows are for the recipes' sets; whole pages are counted by --count")
     from training.data import made_pages
 
     given = {name: getattr(args, name) for name in PAGE_OPTIONS if getattr(args, name) is not None}
@@ -81,15 +93,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _chunks(args: argparse.Namespace) -> int:
-    from training.data import heldout, made_chunks
+def _sets_of_recipes(args: argparse.Namespace) -> int:
+    from training.data import heldout, made_chunks, made_pages
 
-    unwanted = heldout.validation_text_filter()
     for kind in [args.kind] if args.kind else MADE_SETS:
         name, rows = MADE_SETS[kind]
-        out = parent(args) / name
-        report = made_chunks.build_made(
-            out, args.rows or rows, args.seed, kind=kind, workers=args.workers, unwanted=unwanted
-        )
+        out, rows = parent(args) / name, args.rows or rows
+        if kind == "large":
+            settings, resources = made_pages.PageSettings(**LARGE_PRINT), made_pages.load_page_resources()
+            report = made_pages.build_pages(out, rows, settings, resources, args.seed, args.workers)
+        else:
+            unwanted = heldout.validation_text_filter()
+            report = made_chunks.build_made(out, rows, args.seed, kind=kind, workers=args.workers, unwanted=unwanted)
         print(f"{out}: {report}")
     return 0
