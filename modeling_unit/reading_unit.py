@@ -217,7 +217,7 @@ class Reader:
         settings (`LayoutSettings`, *optional*): by default budget and patches of the processor; a model that takes
             larger documents than unit-tiny gets proportionally more lines at once.
         repetition: settings of [`RepetitionStopper`] other than the defaults.
-        looks: how often a line is looked at of which the first reading is not sure, 1 to 6: each further time a little
+        looks: how often at most a line is looked at while no reading of it is sure, 1 to 6: each further time a little
             shifted, narrower or wider, so that other patches hold its letters; what is read with the most confidence
             stays. By default what the model was saved with (`reading_looks` of its image processor), else 1. For
             models that read line by line; others look once.
@@ -385,21 +385,16 @@ class Reader:
             size = min(2 * size, self.batch_size)
 
     def _read_crops(self, crops: list[Image.Image], lines: Sequence[int]) -> list[_Decoded]:
-        """Texts of a batch of crops, each of so many lines; those that are not sure are looked at again."""
+        """Texts of a batch of crops, each of so many lines; those in doubt are looked at again."""
         limits = [self._most_pieces(crop, count) for crop, count in zip(crops, lines, strict=True)]
         texts = self._generate(crops, "ocr", limits)
-        unsure = [i for i, text in enumerate(texts) if text.doubtful]
-        again = [
-            (i, crop)
-            for i in unsure
-            for look in LOOKS[: self.looks - 1]
-            for crop in [self._looked_at(crops[i], *look)]
-        ]
-        again.sort(key=lambda each: each[1].width)
-        for first in range(0, len(again), self.batch_size):
-            part = again[first : first + self.batch_size]
-            limits = [self._most_pieces(crop, lines[i]) for i, crop in part]
-            for (i, _), text in zip(part, self._generate([crop for _, crop in part], "ocr", limits), strict=True):
+        for look in LOOKS[: self.looks - 1]:
+            unsure = [i for i, text in enumerate(texts) if text.doubtful]
+            if not unsure:
+                break
+            again = [self._looked_at(crops[i], *look) for i in unsure]
+            limits = [self._most_pieces(crop, lines[i]) for i, crop in zip(unsure, again, strict=True)]
+            for i, text in zip(unsure, self._generate(again, "ocr", limits), strict=True):
                 texts[i] = max(texts[i], text, key=lambda each: (not each.cut_short, each.confidence))
         return texts
 
