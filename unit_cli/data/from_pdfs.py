@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     documents = pdf.read_document_list(args.documents) if args.documents else None
     if args.name and len(PDF_SETS[args.split]) > 1:
         raise ValueError(f"--name fits one data set; --split {args.split} builds {len(PDF_SETS[args.split])}")
-    unwanted = heldout.validation_text_filter() if train else None
+    unwanted = heldout.validation_text_filter() if train else heldout.shared_text_filter()
     for name, rows, pages_per_pdf in PDF_SETS[args.split]:
         out = parent(args) / (args.name or name)
         wishes = {
