@@ -99,8 +99,8 @@ class UnitImageProcessor(CodeUploaded, BaseImageProcessor):
         reading_line_height, reading_baseline: every line is read alone, in a strip so many pixels high, whole patches,
             its baseline so many pixels from the top. Both or neither; `None`: chunks as high as their ink.
         reading_looks: how often the `Reader` looks at such a line while it is not sure of it. `None`: once.
-        reading_evidence: of how much evidence a block must be for the `Reader` to believe that it is text, see
-            [`Block`]. `None`: any.
+        reading_evidence: how much evidence the blocks of a page must have together for the `Reader` to believe that
+            there is text on it, see [`Block`]. `None`: none.
 
     Raises:
         ValueError: a setting that cannot be, in one line.

@@ -403,12 +403,19 @@ def test_evidence_grows_with_letters_and_with_confidence():
 
 
 @pytest.mark.parametrize(("text", "sure", "read"), [("1", 0.9, ""), ("rain", 0.5, ""), ("rain", 0.9, "rain")])
-def test_a_block_of_little_evidence_is_left_out(text, sure, read):
+def test_nothing_is_read_on_a_page_of_little_evidence(text, sure, read):
     processor = tiny.processor(base_size=128, max_side=1024, reading_evidence=14.0)
     model = Squinter((text, sure))
     page = draw([(30, POEM[2])])
     assert Reader(model, processor, settings=SETTINGS, batch_size=1).read(page).text == read
     assert Reader(model, processor, settings=SETTINGS, batch_size=1, evidence=0).read(page).text == text
+
+
+def test_the_evidence_is_that_of_the_whole_page():
+    model = Squinter(("1", 0.9), ("a quiet mossy river", 0.99))
+    page = draw([(30, "1"), (200, POEM[2])])
+    read = Reader(model, tiny.processor(base_size=128, max_side=1024), settings=SETTINGS, batch_size=1, evidence=14)
+    assert read.read(page).text == "1\n\na quiet mossy river"
 
 
 @pytest.mark.parametrize("evidence", [-1, math.nan])

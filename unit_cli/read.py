@@ -45,8 +45,8 @@ def add_parser(subparsers) -> None:
         "--evidence",
         type=float,
         metavar="E",
-        help="leave out what is hardly text: blocks with fewer letters, times the odds that one is right, than this "
-        "(default: as the model was saved); 0 keeps all",
+        help="read nothing on a page with fewer letters, times the odds that one is right, than this: a picture, or "
+        "stained paper (default: as the model was saved); 0 reads everything",
     )
     add_model_argument(parser)
 

@@ -20,7 +20,8 @@ build() {
   "$python" -m unit_cli data lines --only made-lines-train blank-lines-train --workers "$((cores > 2 ? cores - 2 : 1))"
   "$python" -m unit_cli data lines --only lines-train --documents $recipes/documents.txt --pages-per-pdf 150 \
     --workers "$((cores > 2 ? cores - 2 : 1))"
-  "$python" -m unit_cli data make-pages --rows 40000 --workers "$((cores > 2 ? cores - 2 : 1))"
+  "$python" -m unit_cli data make-pages --kind sparse --rows 40000 --workers "$((cores > 2 ? cores - 2 : 1))"
+  "$python" -m unit_cli data make-pages --kind large --rows 20000 --workers "$((cores > 2 ? cores - 2 : 1))"
   "$python" -m unit_cli data from-pdfs --documents $recipes/documents.txt --pages-per-pdf 40 --rows 60000 \
     --workers "$((cores > 2 ? cores - 2 : 1))"
   touch "$UNIT_CACHE/built"
