@@ -27,7 +27,7 @@ from .image_input_unit import open_image
 from .layout_unit import LayoutSettings, PageLayout, analyse_page
 from .markdown_unit import write_markdown
 from .processing_unit import UnitProcessor
-from .repetition_unit import RepetitionStopper, trim_repetition
+from .repetition_unit import RepetitionStopper, stutters, trim_repetition
 from .rows_unit import ReadLine
 
 # Confidence from which one look at a line is enough, and how it is looked at again: moved by so many patches, and
@@ -161,8 +161,17 @@ class _Decoded:
         return self.repetition_stopped or self.truncated
 
     @property
+    def stutters(self) -> bool:
+        return stutters(self.text)
+
+    @property
     def doubtful(self) -> bool:
-        return self.cut_short or (bool(self.text.strip()) and self.confidence < SURE)
+        return self.cut_short or (bool(self.text.strip()) and self.confidence < SURE) or self.stutters
+
+    @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """Of two readings of one line the one of higher rank stays."""
+        return not self.cut_short, not self.stutters, self.confidence
 
 
 class _ChosenProbability(LogitsProcessor):
@@ -396,7 +405,7 @@ class Reader:
             again = [self._looked_at(crops[i], *look) for i in unsure]
             limits = [self._most_pieces(crop, lines[i]) for i, crop in zip(unsure, again, strict=True)]
             for i, text in zip(unsure, self._generate(again, "ocr", limits), strict=True):
-                texts[i] = max(texts[i], text, key=lambda each: (not each.cut_short, each.confidence))
+                texts[i] = max(texts[i], text, key=lambda each: each.rank)
         return texts
 
     def _looked_at(self, crop: Image.Image, shift: float, stretch: float) -> Image.Image:

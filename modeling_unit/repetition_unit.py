@@ -108,3 +108,21 @@ def trim_repetition(
         if period <= 2 or not (_repeats(last, 1) | _repeats(last, 2)).item():
             return ids[: start + period], True
     return ids, False
+
+
+def stutters(text: str) -> bool:
+    """Whether a phrase comes twice in a row: two to six words of six letters or more, or a word three times.
+
+    A reader that has lost its place for a moment says "the file the file was", and is as sure of it as of anything.
+    Some lines are printed so; the answer is a reason to look again, not to throw away. [ours]
+    """
+    words = text.split()
+    for size in range(1, 7):
+        copies = 3 if size == 1 else 2
+        for start in range(len(words) - copies * size + 1):
+            phrase = words[start : start + size]
+            if sum(map(str.isalpha, "".join(phrase))) < (2 if size == 1 else 6):
+                continue
+            if all(words[start + k * size : start + (k + 1) * size] == phrase for k in range(1, copies)):
+                return True
+    return False

@@ -366,6 +366,17 @@ def test_a_finished_reading_beats_a_surer_one_that_was_cut_short():
     assert (page.text, page.blocks[0].truncated) == ("rain", False)
 
 
+def test_a_reading_that_stutters_is_looked_at_again_however_sure_it_is():
+    model = Squinter(("the file the file was", 0.999), ("the file was", 0.95), ("the fire was", 0.9))
+    assert look(model, texts=POEM[3:4]).text == "the file was"
+    assert len(model.shown) == 4
+
+
+def test_what_is_printed_twice_is_read_twice():
+    model = Squinter(("the file the file was", 0.95))
+    assert look(model, texts=POEM[3:4]).text == "the file the file was"
+
+
 def test_no_look_is_wider_than_the_model_takes():
     model = Squinter(("rain", 0.6))
     look(model, looks=6, texts=["a quiet mossy river runs by my home"], settings=STRIPS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modeling_unit.repetition_unit import RepetitionStopper, trim_repetition
+from modeling_unit.repetition_unit import RepetitionStopper, stutters, trim_repetition
 
 PROMPT = [2] * 70 + [3]  # image placeholders look like a loop, and are not looked at
 
@@ -92,3 +92,21 @@ def test_nothing_is_trimmed_from_nothing():
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValueError, match="RepetitionStopper"):
         RepetitionStopper(0, **settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("While the file the file was small", True),
+        ("the end of the line at the end of the line at the", True),
+        ("he had had enough", False),  # a word twice is English
+        ("very very very small", True),
+        ("1 2 1 2 1 2 1 2", False),  # a table's row
+        ("- - - - - - - -", False),
+        (". . . . . . . . 17", False),
+        ("of the of the", False),  # too short to tell
+        ("", False),
+    ],
+)
+def test_a_phrase_twice_in_a_row_is_a_stutter(text, found):
+    assert stutters(text) is found
