@@ -38,8 +38,8 @@ PICTURE_FACTORS = (0.5, 1.0, 2.0, 3.0)
 TEXT_FACTORS = (0.4, 0.6, 1.0, 1.5)
 KINDS = ("picture", "text")
 SHIPPED_NOTE = (
-    "a small model for demonstration, trained for two hours and twenty minutes on two CPU cores: it reads English print; "
-    "photographs it mostly names wrongly"
+    "a small model for demonstration, trained for two hours and twenty minutes on two CPU cores: it reads English "
+    "print; photographs it mostly names wrongly"
 )
 
 
