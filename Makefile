@@ -52,8 +52,8 @@ bench: $(VENV)/.dev ## run all benchmarks, about an hour on two cores; see bench
 data: $(VENV)/.dev ## fetch and build all training and validation data into the cache (UNIT_CACHE)
 	$(UNIT) data from-pdfs --split validation --workers $(WORKERS)
 	$(UNIT) data from-pdfs --workers $(WORKERS)
-	$(UNIT) data make-pages --workers $(WORKERS)
 	$(UNIT) data pictures
+	$(UNIT) data make-pages --workers $(WORKERS)
 	$(UNIT) data targets
 	$(UNIT) data lines --workers $(WORKERS)
 	$(UNIT) data make-markdown --split validation --workers $(WORKERS)

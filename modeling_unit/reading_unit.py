@@ -396,17 +396,19 @@ class Reader:
 
     def _read_crops(self, crops: list[Image.Image], lines: Sequence[int]) -> list[_Decoded]:
         """Texts of a batch of crops, each of so many lines; those in doubt are looked at again."""
-        limits = [self._most_pieces(crop, count) for crop, count in zip(crops, lines, strict=True)]
-        texts = self._generate(crops, "ocr", limits)
+        texts = self._read_once(crops, lines)
         for look in LOOKS[: self.looks - 1]:
             unsure = [i for i, text in enumerate(texts) if text.doubtful]
             if not unsure:
                 break
-            again = [self._looked_at(crops[i], *look) for i in unsure]
-            limits = [self._most_pieces(crop, lines[i]) for i, crop in zip(unsure, again, strict=True)]
-            for i, text in zip(unsure, self._generate(again, "ocr", limits), strict=True):
+            again = self._read_once([self._looked_at(crops[i], *look) for i in unsure], [lines[i] for i in unsure])
+            for i, text in zip(unsure, again, strict=True):
                 texts[i] = max(texts[i], text, key=lambda each: each.rank)
         return texts
+
+    def _read_once(self, crops: list[Image.Image], lines: Sequence[int]) -> list[_Decoded]:
+        limits = [self._most_pieces(crop, count) for crop, count in zip(crops, lines, strict=True)]
+        return self._generate(crops, "ocr", limits)
 
     def _looked_at(self, crop: Image.Image, shift: float, stretch: float) -> Image.Image:
         """A strip moved to the right by so many patches and stretched, padded with white to whole patches."""

@@ -96,14 +96,15 @@ def run(args: argparse.Namespace) -> int:
 def _sets_of_recipes(args: argparse.Namespace) -> int:
     from training.data import heldout, made_chunks, made_pages
 
-    for kind in [args.kind] if args.kind else MADE_SETS:
+    kinds = [args.kind] if args.kind else list(MADE_SETS)
+    unwanted = heldout.validation_text_filter() if kinds != ["large"] else None  # pages look it up for themselves
+    for kind in kinds:
         name, rows = MADE_SETS[kind]
         out, rows = parent(args) / name, args.rows or rows
         if kind == "large":
             settings, resources = made_pages.PageSettings(**LARGE_PRINT), made_pages.load_page_resources()
             report = made_pages.build_pages(out, rows, settings, resources, args.seed, args.workers)
         else:
-            unwanted = heldout.validation_text_filter()
             report = made_chunks.build_made(out, rows, args.seed, kind=kind, workers=args.workers, unwanted=unwanted)
         print(f"{out}: {report}")
     return 0
